@@ -1,0 +1,1 @@
+"""What every Tradewind process needs, and nothing that knows about regions or edges."""
