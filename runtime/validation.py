@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Hashable
 from typing import Any, TypeVar
 
 import msgspec
@@ -78,7 +79,7 @@ def describe(value: object) -> str:
 
 
 @functools.cache
-def _type_of(cls: type[Any]) -> types.Type:
+def _type_of(cls: Hashable) -> types.Type:
     return types.type_info(cls)
 
 

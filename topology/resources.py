@@ -67,7 +67,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The base of every `spec`: frozen, and closed to fields it does not know."""
 
 
-class RegionSpec(Spec):
+class RegionSpec(Spec, frozen=True):
     """A place that runs full models. `cores` are the overlay addresses, UDP `host:port`."""
 
     city: str
@@ -78,7 +78,7 @@ class RegionSpec(Spec):
     capacity_tokens_per_s: Positive  # decoded tokens the region sustains
 
 
-class EdgeSiteSpec(Spec):
+class EdgeSiteSpec(Spec, frozen=True):
     """A place that clients connect to. `addresses` are what geo-DNS answers with."""
 
     city: str
@@ -89,7 +89,7 @@ class EdgeSiteSpec(Spec):
     port: Port = 443
 
 
-class LinkSpec(Spec):
+class LinkSpec(Spec, frozen=True):
     """A way from an edge or a region to a region.
 
     `address` is the UDP `host:port` at which `source` reaches `target` over this link, when it
@@ -115,7 +115,7 @@ class LinkSpec(Spec):
     address: HostPort | None = None
 
 
-class ModelSpec(Spec):
+class ModelSpec(Spec, frozen=True):
     """A model and the regions that hold its weights."""
 
     regions: Annotated[tuple[Name, ...], Meta(min_length=1)]
@@ -126,7 +126,7 @@ class ModelSpec(Spec):
     cache_ttl_s: Annotated[float, Meta(ge=0)] = 300.0  # 0 turns the response cache off
 
 
-class RouteSpec(Spec):
+class RouteSpec(Spec, frozen=True):
     """Which regions may serve which models for which tenants, and in what order of preference.
 
     `latency` takes the region with the shortest path first, `ordered` the one listed first.
@@ -138,7 +138,7 @@ class RouteSpec(Spec):
     prefer: Literal["latency", "ordered"] = "latency"
 
 
-class TenantSpec(Spec):
+class TenantSpec(Spec, frozen=True):
     """A customer. API keys are stored as `sha256:<hex>`; residency names jurisdictions."""
 
     tier: Literal["vip", "standard", "batch"] = "standard"
@@ -162,14 +162,14 @@ class TenantSpec(Spec):
     deadline_ms: Annotated[int, Meta(gt=0, le=3_600_000)] = 60_000
 
 
-class Nameserver(Spec):
+class Nameserver(Spec, frozen=True):
     """A name server of a zone, and its addresses where it lies inside the zone."""
 
     name: str
     addresses: tuple[str, ...] = ()
 
 
-class ZoneName(Spec):
+class ZoneName(Spec, frozen=True):
     """One geo-answered name. `name` is relative to the zone, `@` is the zone itself."""
 
     name: str
@@ -177,7 +177,7 @@ class ZoneName(Spec):
     answers: Annotated[int, Meta(ge=1, le=8)] = 2
 
 
-class ZoneSpec(Spec):
+class ZoneSpec(Spec, frozen=True):
     """A DNS zone served by geo-DNS; the resource's name is its origin."""
 
     contact: str  # SOA RNAME, as an e-mail address
@@ -190,7 +190,7 @@ class ZoneSpec(Spec):
     expire_s: int = 604_800
 
 
-class OverrideSpec(Spec):
+class OverrideSpec(Spec, frozen=True):
     """An operator's decision about a region: it outranks whatever is automatic.
 
     `drain` moves `percent` of the region's requests elsewhere; `failover` does the same and
@@ -204,7 +204,7 @@ class OverrideSpec(Spec):
     expires_s: float | None = None  # Unix time after which it no longer counts
 
 
-class PolicySpec(Spec):
+class PolicySpec(Spec, frozen=True):
     """What holds everywhere unless something narrower says otherwise. One, named `default`."""
 
     cache_max_bytes: Annotated[int, Meta(ge=0)] = 64 * 2**20  # per edge worker
@@ -287,7 +287,7 @@ def parse(raw: object, source: str) -> Resource:
     if isinstance(kind, str) and cls is None:
         problems.append(Problem(source, "kind", describe(kind), "one of " + ", ".join(KINDS)))
     if isinstance(name, str):
-        problems += check(name, _NAME_OF.get(str(kind), Name), source, "name")  # type: ignore[arg-type]
+        problems += check(name, _NAME_OF.get(str(kind), Name), source, "name")
     if cls is not None and "spec" in raw:
         problems += check(raw["spec"], cls, source, "spec")
         problems += _beyond_types(str(kind), raw["spec"], source)
