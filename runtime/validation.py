@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Hashable
 from typing import Any, TypeVar
 
 import msgspec
@@ -79,7 +78,7 @@ def describe(value: object) -> str:
 
 
 @functools.cache
-def _type_of(cls: Hashable) -> types.Type:
+def _type_of(cls: Any) -> types.Type:
     return types.type_info(cls)
 
 
