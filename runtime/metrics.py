@@ -24,9 +24,9 @@ class Sample:
     def __init__(
         self,
         name: str,
-        help: str,
+        help: str,  # noqa: A002 - Prometheus' own name for it
         value: float,
-        labels: Labels | None = None,  # noqa: A002
+        labels: Labels | None = None,
     ) -> None:
         self.name = name
         self.help = help

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -52,16 +53,23 @@ def convert(raw: object, cls: type[T], source: str, path: str = "") -> T:
     if problems:
         raise InvalidDocument(problems)
     try:
-        return msgspec.convert(raw, cls)
+        return msgspec.convert(raw, cls, dec_hook=_custom)
     except (msgspec.ValidationError, ValueError) as error:
         # A constraint the walk does not know about: still a clear answer, just one at a time.
         raise InvalidDocument([Problem(source, path, describe(raw), str(error))]) from error
 
 
-def check(raw: object, cls: type[Any], source: str, path: str = "") -> list[Problem]:
+def _custom(cls: type[Any], raw: object) -> object:
+    """Types that settings use and msgspec does not know: paths, for now."""
+    if cls is Path:
+        return Path(str(raw))
+    raise NotImplementedError(f"no way to read a {cls.__name__} from a document")
+
+
+def check(raw: object, cls: Any, source: str, path: str = "") -> list[Problem]:
     """Every mistake in `raw` when read as `cls`; empty when there is none."""
     problems: list[Problem] = []
-    _walk(raw, _type_of(cls), source, path, problems)
+    _walk(raw, _describe_type(cls), source, path, problems)
     return problems
 
 
@@ -78,7 +86,7 @@ def describe(value: object) -> str:
 
 
 @functools.cache
-def _type_of(cls: Any) -> types.Type:
+def _describe_type(cls: Any) -> types.Type:
     return types.type_info(cls)
 
 
@@ -183,6 +191,8 @@ def _scalar_fits(raw: object, kind: types.Type) -> bool:
             good = isinstance(raw, str) and _string_fits(raw, kind)
         case types.LiteralType():
             good = isinstance(raw, (str, int)) and raw in kind.values
+        case types.CustomType() if kind.cls is Path:
+            good = isinstance(raw, (str, Path))
         case types.EnumType():
             good = raw in [member.value for member in kind.cls]
         case _:
@@ -238,6 +248,8 @@ def say(kind: types.Type) -> str:
             return "true or false"
         case types.NoneType():
             return "nothing"
+        case types.CustomType() if kind.cls is Path:
+            return "a path"
         case _:
             return type(kind).__name__
 

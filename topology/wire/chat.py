@@ -182,7 +182,7 @@ def _from_validation(text: str) -> ChatError:
 
 
 def _refuse_unsupported(raw: _Body) -> None:
-    neutral = (
+    neutral: tuple[tuple[str, object, tuple[object, ...]], ...] = (
         ("n", raw.n, (None, 1)),
         ("frequency_penalty", raw.frequency_penalty, (None, 0.0)),
         ("presence_penalty", raw.presence_penalty, (None, 0.0)),
@@ -222,9 +222,12 @@ def _text(turn: _Turn) -> str:
 def _max_tokens(raw: _Body) -> int | None:
     name = "max_tokens" if raw.max_completion_tokens is None else "max_completion_tokens"
     value = raw.max_tokens if raw.max_completion_tokens is None else raw.max_completion_tokens
-    if value is not None and value < 1:
+    if value is not None and not 1 <= value < 2**31:
         raise ChatError(
-            400, f"'{name}' must be at least 1, not {value}.", code="invalid_value", param=name
+            400,
+            f"'{name}' must be at least 1 and below 2^31, not {value}.",
+            code="invalid_value",
+            param=name,
         )
     return value
 
@@ -322,7 +325,7 @@ class _Chunk(Struct):
     created: int
     model: str
     choices: tuple[_ChunkChoice, ...]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -346,7 +349,7 @@ class ChunkEncoder:
 
     def __init__(self, request_id: str, created_s: int, model: str, include_usage: bool) -> None:
         self._head = ("chatcmpl-" + request_id, "chat.completion.chunk", created_s, model)
-        self._usage: None | UnsetType = None if include_usage else UNSET
+        self._usage: UnsetType | None = None if include_usage else UNSET
 
     def role(self) -> bytes:
         """The first event: who speaks."""

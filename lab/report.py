@@ -1,0 +1,125 @@
+"""What a run of the lab found: requests, drain, kill, totals; as JSON and as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """One request as its client saw it. Times in ms; `status` 0 means no HTTP answer came."""
+
+    city: str
+    tenant: str
+    dns_answer: tuple[str, ...]
+    edge: str
+    served_by: str  # cache | region | "" on failure
+    region: str
+    path: str
+    status: int
+    stream: bool
+    ttft_ms: float
+    total_ms: float
+    prompt: str
+    answer: str
+    error: str = ""
+    begun_s: float  # seconds since the story began
+    phase: str  # steady | drain | kill
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.error)
+
+
+class Failover(Struct, frozen=True, kw_only=True):
+    """What taking a region away cost its clients.
+
+    `requests_during`: those in flight when it happened or begun after it, in its phase.
+    `first_served_elsewhere_ms`: from the command or the kill to the first token that a client
+    whose region it had been got from another one.
+    """
+
+    region: str
+    requests_during: int
+    failed: int
+    served_there_after: int
+    first_served_elsewhere_ms: float | None
+
+
+class Totals(Struct, frozen=True, kw_only=True):
+    """Counts over the whole run; memory in MB by kind of process, its largest."""
+
+    requests: int
+    failed: int
+    streamed: int
+    from_cache: int
+    cities: int
+    edges: int
+    by_region: dict[str, int]
+    ttft_p50_ms: float
+    ttft_max_ms: float
+    memory_mb: dict[str, float]
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """The whole run. `engine` says when the answers were simulated."""
+
+    engine: str
+    requests: tuple[Outcome, ...]
+    drain: Failover
+    kill: Failover
+    totals: Totals
+    setup_s: float
+    duration_s: float
+
+
+def failover(region: str, phase: str, at_s: float, outcomes: Sequence[Outcome]) -> Failover:
+    """Sum up one failover that happened `at_s` seconds into the story."""
+    during = [o for o in outcomes if o.phase == phase or _ends_after(o, at_s, phase)]
+    home = _home_cities(region, at_s, outcomes)
+    elsewhere = [
+        (o.begun_s - at_s) * 1000 + o.ttft_ms
+        for o in during
+        if o.city in home and o.region != region and o.served_by == "region" and not o.failed
+    ]
+    after = [o for o in during if o.begun_s > at_s and o.region == region and not o.failed]
+    return Failover(
+        region=region,
+        requests_during=len(during),
+        failed=sum(o.failed for o in during),
+        served_there_after=len(after),
+        first_served_elsewhere_ms=min((e for e in elsewhere if e >= 0), default=None),
+    )
+
+
+def _ends_after(outcome: Outcome, at_s: float, phase: str) -> bool:
+    """In flight when it happened."""
+    ends = outcome.begun_s + outcome.total_ms / 1000
+    return outcome.begun_s <= at_s < ends
+
+
+def _home_cities(region: str, at_s: float, outcomes: Sequence[Outcome]) -> set[str]:
+    """The cities that the region served before."""
+    return {o.city for o in outcomes if o.region == region and o.begun_s < at_s}
+
+
+def totals(outcomes: Sequence[Outcome], memory_mb: dict[str, float]) -> Totals:
+    served = [o for o in outcomes if not o.failed]
+    times = sorted(o.ttft_ms for o in served) or [0.0]
+    by_region: dict[str, int] = {}
+    for outcome in served:
+        if outcome.served_by == "region":
+            by_region[outcome.region] = by_region.get(outcome.region, 0) + 1
+    return Totals(
+        requests=len(outcomes),
+        failed=len(outcomes) - len(served),
+        streamed=sum(o.stream for o in outcomes),
+        from_cache=sum(o.served_by == "cache" for o in served),
+        cities=len({o.city for o in outcomes}),
+        edges=len({o.edge for o in served}),
+        by_region=by_region,
+        ttft_p50_ms=times[len(times) // 2],
+        ttft_max_ms=times[-1],
+        memory_mb=memory_mb,
+    )

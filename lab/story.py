@@ -1,0 +1,101 @@
+"""What happens in the lab: all is well, Frankfurt is drained, Singapore is killed.
+
+Clients never stop asking. Each phase lasts until every city has had an answer to something it
+asked after the phase began, so that a slow machine tells the same story, only more slowly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from lab.clients import Client, keep_asking
+from lab.errors import LabError
+from lab.report import Outcome
+
+PHASES = ("steady", "drain", "kill")
+MIN_PHASE_S = 5.0
+MAX_PHASE_S = 60.0
+DRAINED = "frankfurt"
+KILLED = "singapore"
+
+Act = Callable[[], Awaitable[None]]
+
+
+class Audience(Protocol):
+    """Who watches: the live view, or a log when there is no terminal."""
+
+    def phase(self, name: str, text: str) -> None: ...
+
+    def outcome(self, outcome: Outcome) -> None: ...
+
+
+class Story:
+    """Runs the phases over `clients`; `drain` and `kill` do the deeds."""
+
+    def __init__(
+        self,
+        clients: list[Client],
+        drain: Act,
+        kill: Act,
+        audience: Audience,
+        now: Callable[[], float],
+    ) -> None:
+        self._clients = clients
+        self._drain = drain
+        self._kill = kill
+        self._audience = audience
+        self._now = now
+        self._phase = PHASES[0]
+        self.outcomes: list[Outcome] = []
+        self.began_s: dict[str, float] = {}
+
+    async def run(self) -> None:
+        stop = asyncio.Event()
+        asking = [
+            asyncio.create_task(keep_asking(c, lambda: self._phase, stop, self._record))
+            for c in self._clients
+        ]
+        try:
+            await self._play("steady", "every city asks; the nearest region answers", None, asking)
+            text = f"{DRAINED} is drained with `tradewind region drain {DRAINED}`"
+            await self._play("drain", text, self._drain, asking)
+            text = f"{KILLED}'s core is killed with SIGKILL"
+            await self._play("kill", text, self._kill, asking)
+        finally:
+            stop.set()
+            done, late = await asyncio.wait(asking, timeout=MAX_PHASE_S)
+            for task in late:
+                task.cancel()
+        for task in done:
+            task.result()
+
+    async def _play(
+        self, name: str, text: str, deed: Act | None, asking: list[asyncio.Task[None]]
+    ) -> None:
+        self._phase = name
+        self.began_s[name] = self._now()
+        self._audience.phase(name, text)
+        if deed is not None:
+            await deed()
+        end = self._now() + MAX_PHASE_S
+        while not self._told(name):
+            for task in asking:
+                if task.done():
+                    task.result()  # a client that broke is the lab's mistake: raise it
+            if self._now() > end:
+                raise LabError(
+                    f"phase {name!r}: not every city had an answer within {MAX_PHASE_S:.0f} s"
+                )
+            await asyncio.sleep(0.1)
+
+    def _told(self, name: str) -> bool:
+        if self._now() - self.began_s[name] < MIN_PHASE_S:
+            return False
+        answered = {o.city for o in self.outcomes if o.phase == name}
+        return len(answered) == len(self._clients)
+
+    def _record(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self._audience.outcome(outcome)

@@ -1,0 +1,181 @@
+"""Start the lab's processes, watch them, and leave none behind.
+
+Each process leads a session of its own, so that Ctrl-C reaches the lab alone, which then stops
+them in reverse order. Should the lab itself be killed, the kernel kills its children
+(PR_SET_PDEATHSIG); what those started is in their session and falls with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lab.errors import AddressBusy, ProcessDied
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LAST_LINES = 15
+
+
+class Child:
+    """One running process and the file that its output goes to."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.name = name
+        self.process = process
+        self.log = log
+        self.expected_to_die = False
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process.returncode is None
+
+    def memory_mb(self) -> float:
+        """Resident memory of the process and those it started, in MB; 0 once it is gone."""
+        return sum(_resident_kb(pid) for pid in session_members(self.pid)) / 1024
+
+
+class Supervisor:
+    """Starts processes and stops them all, last started first."""
+
+    def __init__(self, directory: Path) -> None:
+        self.logs = directory / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.children: dict[str, Child] = {}
+
+    async def start(self, name: str, command: Sequence[str], **environment: str) -> Child:
+        """Start `command` as `name`; its output goes to `logs/<name>.log`."""
+        log = self.logs / f"{name}.log"
+        with log.open("ab") as out:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=asyncio.subprocess.STDOUT,
+                env=os.environ | environment,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        child = self.children[name] = Child(name, process, log)
+        return child
+
+    async def until(
+        self, what: str, ready: Callable[[], object], timeout_s: float, *names: str
+    ) -> None:
+        """Wait until `ready()` (may be a coroutine function) is true; fail at once when one of
+        the processes `names` ends."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        while True:
+            self.check(*names)
+            answer = ready()
+            if asyncio.iscoroutine(answer):
+                answer = await answer
+            if answer:
+                return
+            if loop.time() > end:
+                raise ProcessDied(
+                    f"{what} was not ready within {timeout_s:.0f} s\n{self._tails(names)}"
+                )
+            await asyncio.sleep(0.05)
+
+    def check(self, *names: str) -> None:
+        """Raise when one of the processes (all, if none is named) ended unasked."""
+        for name in names or tuple(self.children):
+            child = self.children[name]
+            if not child.running and not child.expected_to_die:
+                code = child.process.returncode
+                raise ProcessDied(f"{name} ended with status {code}\n{self._tails([name])}")
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL, as a crash or a power cut would."""
+        child = self.children[name]
+        child.expected_to_die = True
+        _signal_session(child.pid, signal.SIGKILL)
+        await child.process.wait()
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """SIGTERM to all, last started first; SIGKILL to what is left after `grace_s`."""
+        running = [child for child in reversed(self.children.values()) if child.running]
+        for child in running:
+            child.expected_to_die = True
+            child.process.send_signal(signal.SIGTERM)
+        waits = [asyncio.create_task(child.process.wait()) for child in running]
+        if waits:
+            await asyncio.wait(waits, timeout=grace_s)
+        for child in self.children.values():
+            _signal_session(child.pid, signal.SIGKILL)
+        if waits:
+            await asyncio.wait(waits)
+
+    def _tails(self, names: Sequence[str]) -> str:
+        parts = []
+        for name in names:
+            log = self.children[name].log
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            parts.append(f"last lines of {log}:")
+            parts += [f"  {line}" for line in lines[-_LAST_LINES:]]
+        return "\n".join(parts)
+
+
+def require_free(addresses: Sequence[tuple[str, int, int]]) -> None:
+    """Raise `AddressBusy` naming every (host, port, socket type) that something else holds."""
+    busy = []
+    for host, port, kind in addresses:
+        with socket.socket(socket.AF_INET, kind) as probe:
+            if kind == socket.SOCK_STREAM:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                busy.append(f"{host}:{port}/{'tcp' if kind == socket.SOCK_STREAM else 'udp'}")
+    if busy:
+        raise AddressBusy(
+            f"in use already: {', '.join(busy)}",
+            hint="Is another lab running? Stop it (Ctrl-C there) and start this one again.",
+        )
+
+
+def session_members(leader: int) -> list[int]:
+    """The processes of the session that `leader` leads."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # it ended while we looked
+            if int(fields[3]) == leader:
+                members.append(int(entry.name))
+    return members
+
+
+def _resident_kb(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1])
+    except OSError:
+        return 0  # it ended while we looked
+    return 0
+
+
+def _signal_session(leader: int, number: int) -> None:
+    for pid in session_members(leader):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
