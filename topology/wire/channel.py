@@ -1,0 +1,68 @@
+"""gRPC channels and servers of the mesh: mutual TLS, pings, sizes."""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+
+from runtime.identity import Identity
+from topology.wire import codec
+
+# A silent peer is found dead within PING_EVERY_MS + PING_TIMEOUT_MS. gRPC allows a client no
+# shorter interval than 10 s.
+PING_EVERY_MS = 10_000
+PING_TIMEOUT_MS = 5_000
+# Error details travel in trailing metadata, for which gRPC allows 8 KiB unless told otherwise.
+MAX_METADATA_BYTES = 64 * 1024
+
+Options = list[tuple[str, int | str]]
+
+
+def client_options() -> Options:
+    return [
+        ("grpc.ssl_target_name_override", codec.CONTROL_PLANE_NAME),
+        ("grpc.keepalive_time_ms", PING_EVERY_MS),
+        ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", codec.MAX_RESPONSE_BYTES),
+        ("grpc.max_send_message_length", codec.MAX_RESPONSE_BYTES),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        # One TCP connection per channel: closing the channel closes it.
+        ("grpc.use_local_subchannel_pool", 1),
+        # The caller decides when to try again and where.
+        ("grpc.enable_retries", 0),
+    ]
+
+
+def client_credentials(identity: Identity) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(identity.ca_pem, identity.key_pem, identity.certificate_pem)
+
+
+def open_channel(endpoint: str, identity: Identity) -> grpc.aio.Channel:
+    """A channel to a control-plane replica at `host:port`, whose certificate must say so."""
+    return grpc.aio.secure_channel(endpoint, client_credentials(identity), client_options())
+
+
+def server_options() -> Options:
+    return [
+        ("grpc.keepalive_time_ms", PING_EVERY_MS),
+        ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_EVERY_MS // 2),
+        ("grpc.max_receive_message_length", codec.MAX_RESPONSE_BYTES),
+        ("grpc.max_send_message_length", codec.MAX_RESPONSE_BYTES),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        # Two replicas never share a port by accident.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def server_credentials(identity: Identity) -> grpc.ServerCredentials:
+    """Credentials that refuse, in the handshake, whoever has no certificate of our CA."""
+    return grpc.ssl_server_credentials(
+        [(identity.key_pem, identity.certificate_pem)],
+        root_certificates=identity.ca_pem,
+        require_client_auth=True,
+    )
