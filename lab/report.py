@@ -76,7 +76,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
 def failover(region: str, phase: str, at_s: float, outcomes: Sequence[Outcome]) -> Failover:
     """Sum up one failover that happened `at_s` seconds into the story."""
-    during = [o for o in outcomes if o.phase == phase or _ends_after(o, at_s, phase)]
+    during = [o for o in outcomes if o.phase == phase or _in_flight(o, at_s)]
     home = _home_cities(region, at_s, outcomes)
     elsewhere = [
         (o.begun_s - at_s) * 1000 + o.ttft_ms
@@ -93,10 +93,8 @@ def failover(region: str, phase: str, at_s: float, outcomes: Sequence[Outcome]) 
     )
 
 
-def _ends_after(outcome: Outcome, at_s: float, phase: str) -> bool:
-    """In flight when it happened."""
-    ends = outcome.begun_s + outcome.total_ms / 1000
-    return outcome.begun_s <= at_s < ends
+def _in_flight(outcome: Outcome, at_s: float) -> bool:
+    return outcome.begun_s <= at_s < outcome.begun_s + outcome.total_ms / 1000
 
 
 def _home_cities(region: str, at_s: float, outcomes: Sequence[Outcome]) -> set[str]:

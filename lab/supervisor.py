@@ -20,6 +20,7 @@ from lab.errors import AddressBusy, ProcessDied
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LAST_LINES = 15
+_REAP_CHECKS = 100  # the kernel needs a moment to end what was killed
 
 
 class Child:
@@ -100,7 +101,7 @@ class Supervisor:
         """SIGKILL, as a crash or a power cut would."""
         child = self.children[name]
         child.expected_to_die = True
-        _signal_session(child.pid, signal.SIGKILL)
+        _send(signal.SIGKILL, session_members(child.pid))
         await child.process.wait()
 
     async def stop(self, grace_s: float = 5.0) -> None:
@@ -112,10 +113,14 @@ class Supervisor:
         waits = [asyncio.create_task(child.process.wait()) for child in running]
         if waits:
             await asyncio.wait(waits, timeout=grace_s)
-        for child in self.children.values():
-            _signal_session(child.pid, signal.SIGKILL)
+        left = [pid for child in self.children.values() for pid in session_members(child.pid)]
+        _send(signal.SIGKILL, left)
         if waits:
             await asyncio.wait(waits)
+        for _ in range(_REAP_CHECKS):
+            if not any(session_members(child.pid) for child in self.children.values()):
+                return
+            await asyncio.sleep(0.02)
 
     def _tails(self, names: Sequence[str]) -> str:
         parts = []
@@ -146,7 +151,7 @@ def require_free(addresses: Sequence[tuple[str, int, int]]) -> None:
 
 
 def session_members(leader: int) -> list[int]:
-    """The processes of the session that `leader` leads."""
+    """The live processes of the session that `leader` leads (or led: it may be gone)."""
     members = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -154,7 +159,7 @@ def session_members(leader: int) -> list[int]:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue  # it ended while we looked
-            if int(fields[3]) == leader:
+            if int(fields[3]) == leader and fields[0] != "Z":
                 members.append(int(entry.name))
     return members
 
@@ -169,12 +174,12 @@ def _resident_kb(pid: int) -> int:
     return 0
 
 
-def _signal_session(leader: int, number: int) -> None:
-    for pid in session_members(leader):
+def _send(number: int, pids: Sequence[int]) -> None:
+    for pid in pids:
         try:
             os.kill(pid, number)
         except ProcessLookupError:
-            continue
+            continue  # it ended by itself first
 
 
 def _die_with_parent() -> None:
