@@ -1,1 +1,10 @@
+"""The mesh's own certificate authority: who may speak to whom is decided by role."""
 
+from control_plane.pki.authority import (
+    AuthorityError,
+    create_ca,
+    identity_files,
+    issue,
+)
+
+__all__ = ["AuthorityError", "create_ca", "identity_files", "issue"]
