@@ -1,0 +1,75 @@
+"""Errors of the region core, grouped by cause.
+
+A request that ends without an answer is not an exception but a `Failed` value (engine/base.py),
+because it must cross threads and go out on a wire. The exceptions here stop a process from
+starting, or tell a caller of a decision that it was refused.
+"""
+
+from __future__ import annotations
+
+from runtime.errors import TradewindError
+
+
+# The weights.
+
+
+class WeightsError(TradewindError):
+    """The model's weights cannot be used."""
+
+
+class WeightsNotFound(WeightsError):
+    """No file of weights where the settings, or the wheel, said that one would be."""
+
+
+class WeightsMismatch(WeightsError):
+    """The file is not the one that was asked for: its checksum differs."""
+
+
+class WeightsUnsupported(WeightsError):
+    """The file holds a model or a tokenizer that this engine does not know how to run."""
+
+
+# The queue.
+
+
+class QueueFull(TradewindError):
+    """As many requests wait as the settings allow, and none of them is less urgent."""
+
+    retryable = True
+
+
+# A request.
+
+
+class Refused(TradewindError):
+    """A request that the core will not run.
+
+    `code` is the overlay's error code, `reason` OpenAI's `error.code` where it says more,
+    `status` the HTTP status that fits, `param` the field at fault.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int,
+        retryable: bool = False,
+        param: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.retryable = retryable
+        self.param = param
+        self.reason = reason
+
+
+# The engine.
+
+
+class EngineFault(TradewindError):
+    """The engine could not run a step: the sequences of that step are lost."""
+
+    retryable = True
