@@ -22,8 +22,8 @@ from runtime.backoff import Backoff
 from runtime.clock import Clock
 from runtime.identity import Identity
 from topology.snapshot import Snapshot
-from topology.wire import last_good as disk
 from topology.wire.channel import open_channel
+from topology.wire.last_good import LastGood
 from topology.wire.subscription import Origin, Subscription
 
 log = logs.get("ads")
@@ -82,11 +82,11 @@ class AdsClient:
         self._settings = settings or AdsSettings()
         self._endpoints = rng.sample(list(endpoints), len(endpoints))
         self._identity = identity
-        self._last_good = last_good
+        self._last_good = LastGood(last_good) if last_good is not None else None
         self._on_snapshot = on_snapshot
         self._clock = clock
         self._backoff = Backoff(
-            rng, self._settings.backoff_min_ms / 1e3, self._settings.backoff_max_ms / 1e3
+            self._settings.backoff_min_ms / 1e3, self._settings.backoff_max_ms / 1e3, rng.random
         )
         self._subscription = Subscription(node_id)
         self._status = AdsStatus(
@@ -97,8 +97,7 @@ class AdsClient:
             stale=True,
             detail="not connected yet",
         )
-        self._tasks: list[asyncio.Task[None]] = []
-        self._unsaved = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
     @property
     def snapshot(self) -> Snapshot:
@@ -112,26 +111,17 @@ class AdsClient:
     def start(self) -> None:
         """Take up the snapshot on disk, then begin to look for a control plane."""
         self._take_last_good()
-        self._tasks = [asyncio.create_task(self._follow_forever(), name="ads")]
-        if self._last_good is not None:
-            self._tasks.append(asyncio.create_task(self._save_forever(), name="ads-save"))
+        self._task = asyncio.create_task(self._follow_forever(), name="ads")
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
-        if self._last_good is not None and self._unsaved.is_set():
-            await self._save(self._last_good)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._last_good is not None:
+            await self._last_good.close()
 
     def _take_last_good(self) -> None:
-        if self._last_good is None:
-            return
-        try:
-            snapshot = disk.load(self._last_good)
-        except disk.DamagedSnapshot as error:
-            log.error("the last good snapshot is ignored", reason=str(error))
-            return
+        snapshot = self._last_good.load() if self._last_good is not None else None
         if snapshot is None:
             return
         self._on_snapshot(snapshot)
@@ -189,8 +179,8 @@ class AdsClient:
                 raise _Lost(f"{code.name}: {details or 'the stream ended'}")
             received = self._subscription.receive(response, self._on_snapshot)
             self._note(endpoint, received.origin, received.error)
-            if received.snapshot is not None:
-                self._unsaved.set()
+            if received.snapshot is not None and self._last_good is not None:
+                self._last_good.keep(received.snapshot)
             await call.write(received.request)
 
     def _note(self, endpoint: str, origin: Origin, error: str) -> None:
@@ -217,17 +207,3 @@ class AdsClient:
         if after.connected != before.connected:
             after = msgspec.structs.replace(after, since_s=self._clock.wall())
         self._status = after
-
-    async def _save_forever(self) -> None:
-        assert self._last_good is not None
-        while True:
-            await self._unsaved.wait()
-            await self._save(self._last_good)
-
-    async def _save(self, path: Path) -> None:
-        """Save the newest snapshot; one that a newer one overtakes is never written."""
-        self._unsaved.clear()
-        try:
-            await asyncio.to_thread(disk.save, path, self.snapshot)
-        except OSError as error:
-            log.error("the snapshot could not be saved", path=str(path), reason=str(error))

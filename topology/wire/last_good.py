@@ -6,21 +6,64 @@ good one before anything in it is believed.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
 import tempfile
 from pathlib import Path
 
+from runtime import logs
 from runtime.errors import TradewindError
 from runtime.validation import InvalidDocument
 from topology.snapshot import Snapshot
+
+log = logs.get("last-good")
 
 _MAGIC = b"tradewind-snapshot-1 sha256="
 
 
 class DamagedSnapshot(TradewindError):
     """The file is no snapshot, or not the one that was written."""
+
+
+class LastGood:
+    """Keeps the newest snapshot in a file, from a thread, so that the event loop never waits.
+
+    A snapshot that a newer one overtakes before its turn is never written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._unsaved: Snapshot | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def load(self) -> Snapshot | None:
+        """What was kept; None where nothing was, or where it is damaged (which is logged)."""
+        try:
+            return load(self.path)
+        except DamagedSnapshot as error:
+            log.error("the last good snapshot is ignored", reason=str(error))
+            return None
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Write `snapshot` soon. Needs a running event loop."""
+        self._unsaved = snapshot
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._write(), name="last-good")
+
+    async def close(self) -> None:
+        """Return when what was kept is written."""
+        if self._task is not None:
+            await self._task
+
+    async def _write(self) -> None:
+        while self._unsaved is not None:
+            snapshot, self._unsaved = self._unsaved, None
+            try:
+                await asyncio.to_thread(save, self.path, snapshot)
+            except OSError as error:
+                log.error("the snapshot was not saved", path=str(self.path), reason=str(error))
 
 
 def save(path: Path, snapshot: Snapshot) -> None:
