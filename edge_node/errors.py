@@ -1,0 +1,84 @@
+"""Errors of the edge, grouped by who is at fault. front/respond.py maps them to HTTP."""
+
+from __future__ import annotations
+
+from runtime.errors import TradewindError
+from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
+from topology.routing import Decision
+
+# The request.
+
+
+class BodyTooLarge(TradewindError):
+    """The body is larger than the policy allows."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The request body is larger than {limit_bytes} bytes.")
+        self.limit_bytes = limit_bytes
+
+
+class InvalidKey(TradewindError):
+    """The API key is missing or belongs to nobody."""
+
+    def __init__(self, given: bool) -> None:
+        super().__init__(
+            "Incorrect API key provided."
+            if given
+            else "You didn't provide an API key. Send it as 'Authorization: Bearer <key>'."
+        )
+
+
+class InvalidHeader(TradewindError):
+    """A request header that means something to us has a value that does not."""
+
+    def __init__(self, name: str, allowed: str) -> None:
+        super().__init__(f"The header '{name}' must be {allowed}.")
+        self.name = name
+
+
+# The configuration.
+
+
+class Refused(TradewindError):
+    """No region may serve this tenant and model, or none that may is reachable."""
+
+    def __init__(self, decision: Decision, tenant: str, model: str) -> None:
+        super().__init__(f"{decision.refusal}: {tenant} for {model}")
+        self.decision = decision
+        self.tenant = tenant
+        self.model = model
+
+
+class NotReady(TradewindError):
+    """This edge has no configuration yet: neither from the control plane nor on disk."""
+
+    retryable = True
+
+
+# The regions.
+
+
+class RegionSilent(TradewindError):
+    """A region took the request and then sent nothing for too long."""
+
+    retryable = True
+
+    def __init__(self, region: str, after_s: float) -> None:
+        super().__init__(f"{region} sent nothing for {after_s:g} s")
+        self.region = region
+
+
+AttemptError = PathDown | RegionFailure | OverlayProtocolError | RegionSilent
+
+
+class AttemptsExhausted(TradewindError):
+    """Every region that was tried failed; `last` is what the last one did.
+
+    `streaming` says that part of the answer had reached the client already.
+    """
+
+    def __init__(self, last: AttemptError, tried: tuple[str, ...], streaming: bool) -> None:
+        super().__init__(f"tried {', '.join(tried)}; {last.message}")
+        self.last = last
+        self.tried = tried
+        self.streaming = streaming

@@ -1,0 +1,30 @@
+"""What forwarding needs of the way to the regions. Tunnels and the in-memory one satisfy it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from topology.overlay.frames import Accept, End, Request, Tokens
+from topology.routing import Views
+
+
+class Exchange(Protocol):
+    """One request under way in one region; see `topology.overlay.tunnel.Exchange`."""
+
+    async def next(self) -> Accept | Tokens | End:
+        """The next frame. Raises `RegionFailure`, `PathDown` or `OverlayProtocolError`."""
+        ...
+
+    def cancel(self) -> None: ...
+
+
+class Upstream(Protocol):
+    """The regions, as one edge reaches them."""
+
+    def views(self) -> Views:
+        """What is reachable now. The same object as before when nothing has changed."""
+        ...
+
+    def open(self, region: str, request: Request, body: bytes) -> Exchange:
+        """Send a request to a region. Raises `PathDown` when it cannot be sent."""
+        ...
