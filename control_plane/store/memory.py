@@ -1,0 +1,198 @@
+"""A store in this process's memory: for tests, and for a control plane without etcd.
+
+It behaves as etcd does, compaction included, and can be told to fail as etcd does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from control_plane.store.base import (
+    Change,
+    Delete,
+    Entry,
+    Guard,
+    Listing,
+    Operation,
+    Put,
+    Relisted,
+    StoreStatus,
+    check_key,
+    check_transaction,
+    check_watch,
+    encode_key,
+)
+from control_plane.store.errors import Conflict, InvalidRequest, StoreClosed, StoreUnavailable
+from runtime.clock import Clock, SystemClock
+
+_KEPT_CHANGES = 10_000
+
+
+class MemoryStore:
+    """See `control_plane.store.base`. Keeps the last `kept_changes` revisions for watches.
+
+    `cut` and `mend` stand for the loss of etcd; `lose_next_reply` for a transaction that is
+    applied although its answer never arrives.
+    """
+
+    def __init__(self, clock: Clock | None = None, kept_changes: int = _KEPT_CHANGES) -> None:
+        self._clock = clock or SystemClock()
+        self._kept_changes = kept_changes
+        self._entries: dict[str, Entry] = {}
+        # Revision n's change is at index n - first kept revision. etcd's first write is 2, too.
+        self._revision = 1
+        self._history: list[Change] = []
+        self._woken: set[asyncio.Future[None]] = set()
+        self._cut = False
+        self._lose_next_reply = False
+        self._closed = False
+        self._status = StoreStatus(True, self._clock.wall(), "in memory")
+
+    @property
+    def status(self) -> StoreStatus:
+        return self._status
+
+    @property
+    def revision(self) -> int:
+        """The revision of the latest change."""
+        return self._revision
+
+    async def get(self, key: str) -> Entry | None:
+        check_key(key)
+        self._check_available()
+        return self._entries.get(key)
+
+    async def list(self, prefix: str) -> Listing:
+        check_watch(prefix, 0)
+        self._check_available()
+        return self._listing(prefix)
+
+    def watch(self, prefix: str, after: int) -> MemoryWatch:
+        check_watch(prefix, after)
+        return MemoryWatch(self, prefix, after)
+
+    async def transact(self, guards: Sequence[Guard], operations: Sequence[Operation]) -> int:
+        check_transaction(guards, operations)
+        self._check_available()
+        found = {guard.key: self._revision_of(guard.key) for guard in guards}
+        expected = {guard.key: guard.revision for guard in guards}
+        differ = {key: at for key, at in found.items() if at != expected[key]}
+        if differ:
+            raise Conflict(differ, expected)
+        self._apply(operations)
+        if self._lose_next_reply:
+            self._lose_next_reply = False
+            raise StoreUnavailable("the store's answer was lost", ambiguous=True)
+        return self._revision
+
+    async def close(self) -> None:
+        self._closed = True
+        self._wake()
+
+    def compact(self, revision: int) -> None:
+        """Forget history up to and including `revision`, as etcd's compaction does."""
+        if revision > self._revision:
+            raise InvalidRequest((f"revision {revision} is not there yet",))
+        self._history = [change for change in self._history if change.revision > revision]
+        self._wake()
+
+    def cut(self, detail: str = "cut off") -> None:
+        """From now on calls raise `StoreUnavailable` and watches stay silent."""
+        self._cut = True
+        self._status = StoreStatus(False, self._clock.wall(), detail)
+
+    def mend(self) -> None:
+        """Undo `cut`: calls work again, and watches go on where they were."""
+        self._cut = False
+        self._status = StoreStatus(True, self._clock.wall(), "in memory")
+        self._wake()
+
+    def lose_next_reply(self) -> None:
+        """The next transaction is applied, and raises `StoreUnavailable(ambiguous=True)`."""
+        self._lose_next_reply = True
+
+    def _check_available(self) -> None:
+        if self._closed:
+            raise StoreClosed("the store is closed")
+        if self._cut:
+            raise StoreUnavailable(f"the store does not answer: {self._status.detail}")
+
+    def _listing(self, prefix: str) -> Listing:
+        keys = sorted((key for key in self._entries if key.startswith(prefix)), key=encode_key)
+        return Listing(self._revision, tuple(self._entries[key] for key in keys))
+
+    def _revision_of(self, key: str) -> int:
+        entry = self._entries.get(key)
+        return entry.revision if entry else 0
+
+    def _apply(self, operations: Sequence[Operation]) -> None:
+        revision = self._revision + 1
+        puts = tuple(Entry(op.key, op.value, revision) for op in operations if isinstance(op, Put))
+        deletes = tuple(
+            op.key for op in operations if isinstance(op, Delete) and op.key in self._entries
+        )
+        if not puts and not deletes:
+            return
+        self._entries.update((entry.key, entry) for entry in puts)
+        for key in deletes:
+            del self._entries[key]
+        self._revision = revision
+        self._history.append(Change(revision, puts, deletes))
+        if len(self._history) > 2 * self._kept_changes:
+            del self._history[: -self._kept_changes]
+        self._wake()
+
+    def _wake(self) -> None:
+        for future in self._woken:
+            if not future.done():
+                future.set_result(None)
+        self._woken.clear()
+
+    def _next(self, prefix: str, after: int) -> tuple[Change | Relisted | None, int]:
+        """What a watch gives next, and up to which revision it has then seen everything."""
+        first = self._revision + 1 - len(self._history)
+        # Ahead of the store: it lost revisions that this watch has seen, so nothing fits.
+        if after + 1 < first or after > self._revision:
+            return Relisted(self._listing(prefix)), self._revision
+        for change in self._history[after + 1 - first :]:
+            puts = tuple(entry for entry in change.puts if entry.key.startswith(prefix))
+            deletes = tuple(key for key in change.deletes if key.startswith(prefix))
+            if puts or deletes:
+                return Change(change.revision, puts, deletes), change.revision
+        return None, self._revision
+
+    async def _changed(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._woken.add(future)
+        try:
+            await future
+        finally:
+            self._woken.discard(future)
+
+
+class MemoryWatch:
+    """A cursor into the store's history: it buffers nothing."""
+
+    def __init__(self, store: MemoryStore, prefix: str, after: int) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._after = after
+        self._closed = False
+
+    def __aiter__(self) -> MemoryWatch:
+        return self
+
+    async def __anext__(self) -> Change | Relisted:
+        store = self._store
+        while not (self._closed or store._closed):
+            if not store._cut:
+                item, self._after = store._next(self._prefix, self._after)
+                if item is not None:
+                    return item
+            await store._changed()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self._store._wake()
