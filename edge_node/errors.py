@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from runtime.errors import TradewindError
+from runtime.identity import Principal
 from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
 from topology.routing import Decision
 
@@ -53,6 +54,16 @@ class NotReady(TradewindError):
     """This edge has no configuration yet: neither from the control plane nor on disk."""
 
     retryable = True
+
+
+class WrongRole(TradewindError):
+    """The certificate given to this edge was issued for something else."""
+
+    def __init__(self, principal: Principal) -> None:
+        super().__init__(
+            f"the certificate is for {principal}, and this is an edge",
+            hint="issue one for edge/<name> and name it under `identity`",
+        )
 
 
 # The regions.

@@ -101,7 +101,7 @@ class Listener:
 
     def stop_accepting(self) -> None:
         """Close the port and idle connections; those with a request finish it."""
-        self._server.stop()
+        self._server.stop()  # type: ignore[no-untyped-call]
 
     async def stopped(self, grace_s: float) -> None:
         """Return once every connection is closed, or after `grace_s` whatever is left."""

@@ -1,0 +1,122 @@
+"""One edge worker: everything it is made of, in one process and one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterable
+from random import Random
+
+from edge_node.agent import Agent
+from edge_node.errors import WrongRole
+from edge_node.forward.tunnels import MakeTunnel, OnChange, Tunnels
+from edge_node.front.app import EdgeApp
+from edge_node.front.listener import Listener
+from edge_node.settings import EdgeSettings
+from runtime import logs
+from runtime.clock import Clock, SystemClock
+from runtime.identity import Identity
+from runtime.metrics import Sample
+from runtime.shutdown import Shutdown
+from topology.overlay.tunnel import Tunnel
+from topology.snapshot import Snapshot
+
+log = logs.get("edge")
+
+# A request makes some hundred objects that reference counting frees; the collector need not look
+# at each of them. Measured on forwarded requests: 6% less CPU than with Python's 700, 10, 10.
+GC_THRESHOLDS = (20_000, 20, 50)
+# Closing tunnels and saving the snapshot come after the requests' own grace.
+CLOSING_S = 3.0
+
+
+class EdgeWorker:
+    """Build it in a running loop; `start`, then `close` once."""
+
+    def __init__(self, settings: EdgeSettings, worker: int, clock: Clock, rng: Random) -> None:
+        loop = asyncio.get_running_loop()
+        identity = Identity.load(settings.identity)
+        if identity.principal.role != "edge":
+            raise WrongRole(identity.principal)
+        self._settings = settings
+        self._grace_s = settings.shutdown_grace_ms / 1000
+        make = _tunnel_maker(settings, identity, clock, rng)
+        self.tunnels = Tunnels(settings.name, worker, make)
+        self.app = EdgeApp(
+            settings.name,
+            self.tunnels,
+            clock,
+            rng,
+            loop.time,
+            body_timeout_s=settings.body_timeout_ms / 1000,
+            access_log=settings.log_level == "debug",
+        )
+        self.agent = Agent(settings, worker, identity, self.use, clock, rng)
+        self._listener = Listener(
+            self.app,
+            settings.host,
+            settings.port,
+            tls=settings.tls,
+            max_connections=settings.max_connections,
+        )
+        self.app.metrics.watch(self.agent.samples)
+        self.app.metrics.watch(self._tunnel_samples)
+
+    def use(self, snapshot: Snapshot) -> None:
+        """Follow a snapshot, whole."""
+        self.app.use(snapshot)
+        self.tunnels.use(snapshot)
+        log.info("configuration", revision=snapshot.revision, regions=len(snapshot.regions))
+
+    def start(self) -> None:
+        self.agent.start()
+        self._listener.start()
+        log.info("listening", host=self._settings.host, port=self._settings.port)
+
+    async def close(self) -> None:
+        """Finish what is under way, within the grace; then let everything go."""
+        self._listener.stop_accepting()
+        await self.app.drain(self._grace_s)
+        await self._listener.stopped(1.0)
+        await self.tunnels.close()
+        await self.agent.close()
+
+    def _tunnel_samples(self) -> Iterable[Sample]:
+        for status in self.tunnels.statuses():
+            labels = {"region": status.region}
+            connected = status.state == "connected"
+            rtt_s = (status.rtt_ms or 0.0) / 1000
+            name = "tradewind_edge_tunnel_"
+            yield Sample(name + "connected", "Whether the region is reached.", connected, labels)
+            yield Sample(name + "rtt_seconds", "Round-trip time to it.", rtt_s, labels)
+            yield Sample(name + "exchanges", "Open exchanges.", status.open_exchanges, labels)
+            yield Sample(name + "dials_total", "Attempts to connect.", status.connects, labels)
+            yield Sample(name + "connects_total", "Those that succeeded.", status.connected, labels)
+            yield Sample(name + "cuts_total", "Working paths that died.", status.path_downs, labels)
+            refused = status.refused_locally
+            yield Sample(name + "refused_total", "Exchanges beyond its limit.", refused, labels)
+
+
+def _tunnel_maker(
+    settings: EdgeSettings, identity: Identity, clock: Clock, rng: Random
+) -> MakeTunnel:
+    def make(region: str, address: str, on_change: OnChange) -> Tunnel:
+        return Tunnel(
+            region, address, identity, clock, settings.overlay, rng=rng, on_change=on_change
+        )
+
+    return make
+
+
+async def run(settings: EdgeSettings, worker: int = 0, shutdown: Shutdown | None = None) -> None:
+    """Run one worker until SIGTERM or SIGINT."""
+    grace_s = settings.shutdown_grace_ms / 1000 + CLOSING_S
+    shutdown = shutdown or Shutdown(grace_s)
+    edge = EdgeWorker(settings, worker, SystemClock(), Random())
+    edge.start()
+    shutdown.add("edge", edge.close)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    await shutdown.wait()
+    log.info("stopped")

@@ -1,0 +1,42 @@
+"""The settings file of `tradewind edge run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from edge_node.front.listener import TlsFiles
+from runtime.identity import IdentityFiles
+from topology.overlay.tunnel import TunnelSettings
+from topology.resources import HostPort, Name, Port
+from topology.wire.ads_client import AdsSettings
+
+Milliseconds = Annotated[int, Meta(gt=0, le=3_600_000)]
+
+
+class EdgeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One edge on one machine."""
+
+    name: Name  # of the EdgeSite that this edge is part of
+    identity: IdentityFiles  # role `edge`
+    control_plane: tuple[HostPort, ...] = ()  # replicas; none: run on the snapshot on disk
+    state_dir: Path  # keeps the last good snapshot, one file a worker
+    host: str = "127.0.0.1"  # to listen on, for clients
+    port: Port = 8080
+    tls: TlsFiles | None = None  # what clients see; none: plain HTTP/1.1 and HTTP/2
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that share the port
+    max_connections: Annotated[int, Meta(gt=0)] = 8192  # of clients, per worker
+    body_timeout_ms: Milliseconds = 10_000  # for a client to send its request
+    shutdown_grace_ms: Milliseconds = 10_000  # for requests under way to finish
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    overlay: TunnelSettings = TunnelSettings()
+    discovery: AdsSettings = AdsSettings()
+
+    def node_id(self, worker: int) -> str:
+        """How this worker is named to the control plane."""
+        return f"edge/{self.name}" if self.workers == 1 else f"edge/{self.name}/{worker}"
+
+    def last_good(self, worker: int) -> Path:
+        return self.state_dir / f"snapshot-{worker}"
