@@ -20,6 +20,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc
 from runtime import logs
 from runtime.backoff import Backoff
 from runtime.clock import Clock
+from runtime.errors import TradewindError
 from runtime.identity import Identity
 from topology.snapshot import Snapshot
 from topology.wire.channel import open_channel
@@ -124,7 +125,11 @@ class AdsClient:
         snapshot = self._last_good.load() if self._last_good is not None else None
         if snapshot is None:
             return
-        self._on_snapshot(snapshot)
+        try:
+            self._on_snapshot(snapshot)
+        except TradewindError as error:
+            log.error("the last good snapshot is ignored", reason=str(error))
+            return
         self._subscription = Subscription(self._subscription.node_id, snapshot)
         self._update(revision=snapshot.revision)
         log.info("started from the last good snapshot", revision=snapshot.revision)
@@ -160,6 +165,9 @@ class AdsClient:
                 reason = "no answer in time"
             except _Lost as lost:
                 reason = str(lost)
+            except Exception as error:  # whatever a callback does, go on following
+                log.exception("following failed", endpoint=endpoint)
+                reason = repr(error)
             finally:
                 call.cancel()
             return reason

@@ -1,0 +1,260 @@
+"""What the store holds, as a snapshot that is always whole: this replica's view of the world.
+
+Follows the store's watch and keeps the last good snapshot on disk. While the store is away the
+snapshot stays, marked stale, and after a restart it comes from disk. What somebody else writes
+into the store cannot take it down:
+
+- a value that is no resource leaves the last good one of that name in place;
+- a set that does not fit together (a dangling reference) leaves the last good snapshot in place;
+- a store that is suddenly empty does too: a wiped or mistaken cluster must not withdraw
+  everything from everywhere.
+
+Each of these is a problem that `tradewind status` shows until it is mended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from random import Random
+
+import msgspec
+
+from control_plane import keys
+from control_plane.store.base import Change, Entry, Listing, Relisted, Store
+from control_plane.store.errors import StoreUnavailable
+from runtime import logs
+from runtime.backoff import Backoff
+from runtime.clock import Clock
+from runtime.validation import InvalidDocument, Problem
+from topology import resources as res
+from topology.resources import Resource
+from topology.snapshot import Snapshot
+from topology.wire.last_good import LastGood
+
+log = logs.get("catalog")
+
+_STATUS_POLL_S = 0.1
+_RETRY_MIN_S = 0.1
+_RETRY_MAX_S = 2.0
+
+
+class View(msgspec.Struct, frozen=True):
+    """What a replica serves now, and how much it can be trusted."""
+
+    snapshot: Snapshot
+    stale_since_s: float | None  # Unix time; None while the store is followed
+    problems: tuple[Problem, ...]  # what in the store could not be used
+    seen_revision: int  # how far the store has been followed; above the snapshot's: see problems
+    withheld: bool  # the store is empty, and the snapshot is kept in spite of it
+
+    @property
+    def ready(self) -> bool:
+        """There is something to serve, be it that nothing is configured."""
+        return self.seen_revision > 0 or self.snapshot.revision > 0
+
+
+class Decoded:
+    """The store's entries under `keys.RESOURCES`, each decoded once."""
+
+    def __init__(self) -> None:
+        self._good: dict[str, Resource] = {}
+        self._bad: dict[str, InvalidDocument] = {}
+
+    def replace(self, entries: Iterable[Entry]) -> None:
+        self._good.clear()
+        self._bad.clear()
+        self.put(entries)
+
+    def put(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            if entry.key == keys.HEAD:
+                continue
+            self.delete([entry.key])
+            try:
+                self._good[entry.key] = decode_entry(entry)
+            except InvalidDocument as error:
+                self._bad[entry.key] = error
+
+    def delete(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            self._good.pop(path, None)
+            self._bad.pop(path, None)
+
+    @property
+    def empty(self) -> bool:
+        return not self._good and not self._bad
+
+    def assemble(
+        self, revision: int, last_good: Snapshot
+    ) -> tuple[Snapshot, tuple[Problem, ...], bool]:
+        """The snapshot to serve, what is wrong, and whether an empty store was disbelieved."""
+        if self.empty and len(last_good):
+            found = f"nothing, where revision {last_good.revision} had {len(last_good)} resources"
+            allowed = "a store that was not wiped; apply everything again to accept this one"
+            return last_good, (Problem(keys.RESOURCES, "", found, allowed),), True
+        problems = tuple(p for error in self._bad.values() for p in error.problems)
+        resources = list(self._good.values())
+        for path in self._bad:
+            kept = last_good.get(keys.resource_at(path))
+            if kept is not None:
+                resources.append(kept)
+        try:
+            return Snapshot.build(revision, resources), problems, False
+        except InvalidDocument as error:
+            return last_good, problems + error.problems, False
+
+
+def decode_entry(entry: Entry) -> Resource:
+    """The resource in an entry, at the entry's revision, or `InvalidDocument`."""
+    resource = res.decode(entry.value, entry.key)
+    if keys.of_resource(resource.key) != entry.key:
+        raise InvalidDocument(
+            [Problem(entry.key, "name", str(resource.key), "the kind and name of its key")]
+        )
+    return msgspec.structs.replace(resource, revision=entry.revision)
+
+
+class Catalog:
+    """Use within one event loop: `start()`, read `view`, `await close()`.
+
+    `on_change` callbacks run on the loop whenever `view` became another one.
+    """
+
+    def __init__(self, store: Store, last_good: Path | None, clock: Clock, rng: Random) -> None:
+        self._store = store
+        self._disk = LastGood(last_good) if last_good is not None else None
+        self._backoff = Backoff(_RETRY_MIN_S, _RETRY_MAX_S, rng.random)
+        self._decoded = Decoded()
+        self._listed = False
+        self._listeners: list[Callable[[], None]] = []
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._view = View(
+            snapshot=Snapshot.empty(),
+            stale_since_s=clock.wall(),
+            problems=(),
+            seen_revision=0,
+            withheld=False,
+        )
+
+    @property
+    def view(self) -> View:
+        return self._view
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """Take up the snapshot on disk, then begin to follow the store."""
+        kept = self._disk.load() if self._disk is not None else None
+        if kept is not None:
+            log.info("started from the last good snapshot", revision=kept.revision)
+            self._publish(snapshot=kept)
+        self._tasks = [
+            asyncio.create_task(self._follow_forever(), name="catalog"),
+            asyncio.create_task(self._poll_status(), name="catalog-status"),
+        ]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._disk is not None:
+            await self._disk.close()
+
+    async def reached(self, revision: int, timeout_s: float) -> bool:
+        """Wait until the store has been followed up to `revision`; False when that took longer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._view.seen_revision < revision:
+                    await self._changed()
+        return self._view.seen_revision >= revision
+
+    async def _changed(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiters.add(future)
+        try:
+            await future
+        finally:
+            self._waiters.discard(future)
+
+    async def _follow_forever(self) -> None:
+        while True:
+            try:
+                await self._follow()
+                reason = "the watch ended"
+            except StoreUnavailable as error:
+                reason = str(error)
+            except Exception as error:  # the replica serves on, and says what happened
+                log.exception("following the store failed")
+                reason = repr(error)
+            delay_s = self._backoff.next_s()
+            log.warning("the store is not followed", reason=reason, retry_in_s=round(delay_s, 2))
+            await asyncio.sleep(delay_s)
+
+    async def _follow(self) -> None:
+        listing = await self._store.list(keys.RESOURCES)
+        self._relist(listing)
+        self._backoff.reset()
+        watch = self._store.watch(keys.RESOURCES, after=listing.revision)
+        async with contextlib.aclosing(watch):
+            async for item in watch:
+                if isinstance(item, Relisted):
+                    self._relist(item.listing)
+                else:
+                    self._apply(item)
+
+    def _relist(self, listing: Listing) -> None:
+        self._decoded.replace(listing.entries)
+        self._listed = True
+        # Of the entries, not of the whole store: replicas agree on it whenever they listed.
+        newest = max((entry.revision for entry in listing.entries), default=0)
+        self._assemble(newest, listing.revision)
+
+    def _apply(self, change: Change) -> None:
+        self._decoded.put(change.puts)
+        self._decoded.delete(change.deletes)
+        self._assemble(change.revision, change.revision)
+
+    def _assemble(self, revision: int, seen_revision: int) -> None:
+        last = self._view.snapshot
+        snapshot, problems, withheld = self._decoded.assemble(revision, last)
+        if problems and problems != self._view.problems:
+            log.error("the store holds what cannot be used", problems=[str(p) for p in problems])
+        self._publish(
+            snapshot=snapshot,
+            problems=problems,
+            seen_revision=seen_revision,
+            withheld=withheld,
+            stale_since_s=self._stale_since_s(),
+        )
+        if self._disk is not None and snapshot is not last:
+            self._disk.keep(snapshot)
+
+    async def _poll_status(self) -> None:
+        while True:
+            stale_since_s = self._stale_since_s()
+            if stale_since_s != self._view.stale_since_s:
+                self._publish(stale_since_s=stale_since_s)
+            await asyncio.sleep(_STATUS_POLL_S)
+
+    def _stale_since_s(self) -> float | None:
+        status = self._store.status
+        if not status.available:
+            return status.since_s
+        return None if self._listed else self._view.stale_since_s
+
+    def _publish(self, **changes: object) -> None:
+        self._view = msgspec.structs.replace(self._view, **changes)
+        for listener in self._listeners:
+            listener()
+        for future in self._waiters:
+            if not future.done():
+                future.set_result(None)
+
+
+def entries_by_key(listing: Listing) -> Mapping[str, Entry]:
+    return {entry.key: entry for entry in listing.entries}

@@ -1,0 +1,162 @@
+"""Make a change: read, plan, and write in one transaction that is guarded by what was read.
+
+Every change also guards the head, so that no two changes are planned against the same state:
+one that adds a route to a region cannot meet one that removes the region. Where only the head
+has moved, the plan is made again; where somebody changed the very same resource, the caller is
+told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+from msgspec import Struct
+
+from control_plane import keys
+from control_plane.catalog import Catalog
+from control_plane.changes import history
+from control_plane.changes.errors import ChangeConflict, ChangeRefused
+from control_plane.changes.plan import Base, Plan, Wanted, make_plan, told
+from control_plane.store.base import MAX_OPERATIONS, Delete, Guard, Operation, Put, Store
+from control_plane.store.errors import Conflict, StoreUnavailable
+from runtime import logs
+from runtime.clock import Clock
+from runtime.validation import InvalidDocument, Problem
+from topology import resources as res
+
+log = logs.get("changes")
+
+# Head, history and audit take three operations of a transaction; head takes one of its guards.
+MAX_RESOURCES = MAX_OPERATIONS - 3
+_ATTEMPTS = 8
+_CONFIRM_S = 2.0  # how long to look for the outcome of a transaction whose answer was lost
+_READ_OWN_WRITE_S = 1.0
+
+
+class Applied(Struct, frozen=True):
+    """What came of a change. `revision`: the store's after it; where nothing differed, before."""
+
+    plan: Plan
+    applied: bool
+    revision: int
+
+
+class Changes:
+    """Plans and applies changes for one replica."""
+
+    def __init__(self, store: Store, catalog: Catalog, clock: Clock, replica: str) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._clock = clock
+        self._replica = replica
+
+    async def plan(self, wanted: Wanted) -> Plan:
+        """What would happen. Raises what `apply` raises, but never `ChangeRefused`."""
+        base = Base.of(await self._store.list(keys.RESOURCES))
+        view = self._catalog.view
+        serving = view.snapshot if view.withheld else None
+        return make_plan(base, wanted, serving, self._clock.wall())
+
+    async def apply(self, wanted: Wanted, author: str) -> Applied:
+        """Make the change whole or not at all.
+
+        Raises `InvalidDocument`, `UnknownResource`, `ChangeRefused`, `ChangeConflict`,
+        `StoreUnavailable`.
+        """
+        first: Base | None = None
+        for _ in range(_ATTEMPTS):
+            plan = await self.plan(wanted)
+            first = first or plan.base
+            _check_unmoved(plan, first)
+            if plan.refusals:
+                raise ChangeRefused(plan.refusals)
+            if not plan.effective:
+                return Applied(plan, False, plan.base.revision)
+            try:
+                revision = await self._write(plan, author)
+            except Conflict:
+                continue  # plan again: what moved may not be ours
+            await self._catalog.reached(revision, _READ_OWN_WRITE_S)
+            return Applied(plan, True, revision)
+        raise ChangeConflict((), ("others kept changing the configuration at the same time",))
+
+    async def _write(self, plan: Plan, author: str) -> int:
+        now_s = self._clock.wall()
+        change_id = secrets.token_hex(8)
+        guards, operations = _transaction(plan, change_id, author, self._replica, now_s)
+        try:
+            revision = await self._store.transact(guards, operations)
+        except StoreUnavailable as error:
+            if not error.ambiguous:
+                raise
+            revision = await self._outcome(plan, change_id, error)
+        log.info(
+            "changed",
+            revision=revision,
+            author=author,
+            keys=[str(change.key) for change in plan.effective],
+            forced=[refusal.rule for refusal in plan.forced],
+        )
+        return revision
+
+    async def _outcome(self, plan: Plan, change_id: str, error: StoreUnavailable) -> int:
+        """Find out whether a transaction whose answer was lost was made.
+
+        Our history entry is proof that it was. Another's under our number is proof that it was
+        not and cannot be: the head we guard has moved. Neither is no proof of anything.
+        """
+        path = keys.of_history(plan.base.head.number + 1)
+        deadline = self._clock.now() + _CONFIRM_S
+        while self._clock.now() < deadline:
+            try:
+                entry = await self._store.get(path)
+            except StoreUnavailable:
+                entry = None
+            if entry is not None:
+                if f'"id":"{change_id}"'.encode() in entry.value:
+                    return entry.revision
+                raise Conflict({keys.HEAD: entry.revision}, {keys.HEAD: plan.base.head_revision})
+            await asyncio.sleep(0.1)
+        raise error
+
+
+def _transaction(
+    plan: Plan, change_id: str, author: str, replica: str, now_s: float
+) -> tuple[list[Guard], list[Operation]]:
+    if len(plan.effective) > MAX_RESOURCES:
+        raise InvalidDocument(
+            [
+                Problem(
+                    "request",
+                    "",
+                    f"{len(plan.effective)} resources to change",
+                    f"at most {MAX_RESOURCES} in one transaction: apply it in parts",
+                )
+            ]
+        )
+    guards = [Guard(keys.HEAD, plan.base.head_revision)]
+    operations: list[Operation] = list(history.records(plan, change_id, author, replica, now_s))
+    for change in plan.effective:
+        path = keys.of_resource(change.key)
+        guards.append(Guard(path, plan.base.revision_of(change.key)))
+        if change.after is None:
+            operations.append(Delete(path))
+        else:
+            value = res.encode(history.stored(change.after, author, now_s))
+            operations.append(Put(path, value))
+    return guards, operations
+
+
+def _check_unmoved(plan: Plan, first: Base) -> None:
+    """Planning again is fine only while what we change is as it was when we first looked."""
+    moved = [
+        change.key
+        for change in plan.changes
+        if plan.base.revision_of(change.key) != first.revision_of(change.key)
+    ]
+    if moved:
+        lines = tuple(
+            f"{told(plan.base, key)}: changed while yours was on its way" for key in moved
+        )
+        raise ChangeConflict(tuple(moved), lines)

@@ -1,0 +1,249 @@
+"""What a change would do, worked out before anything is done. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from control_plane import keys
+from control_plane.catalog import decode_entry
+from control_plane.changes import safety
+from control_plane.changes.diff import FieldChange, field_changes
+from control_plane.changes.errors import (
+    RULES,
+    ChangeConflict,
+    Refusal,
+    UnknownResource,
+)
+from control_plane.store.base import Entry, Listing
+from runtime.validation import InvalidDocument, Problem
+from topology.resources import ANY, KINDS, Key, Resource
+from topology.snapshot import Snapshot
+
+Action = Literal["create", "update", "delete", "unchanged"]
+
+
+class Head(Struct, frozen=True):
+    """The last change that was made: its number, from 1, and an id that no other change has."""
+
+    number: int = 0
+    id: str = ""
+
+
+class Wanted(Struct, frozen=True):
+    """What somebody asks for.
+
+    A put whose `revision` is not 0 must still be at that revision. `prune` also removes what
+    `puts` leaves out of the kinds it names, but never an Override.
+    """
+
+    puts: tuple[Resource, ...] = ()
+    removes: tuple[Key, ...] = ()
+    prune: bool = False
+    force: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class Base(Struct, frozen=True):
+    """What a change is planned against: the store as it is."""
+
+    revision: int
+    entries: Mapping[str, Entry]  # by key in the store, the head excepted
+    resources: Mapping[Key, Resource]  # those entries that are resources
+    head: Head
+    head_revision: int  # 0: there is no head yet
+
+    @classmethod
+    def of(cls, listing: Listing) -> Base:
+        entries = {entry.key: entry for entry in listing.entries}
+        head = entries.pop(keys.HEAD, None)
+        resources = {}
+        for entry in entries.values():
+            try:
+                resource = decode_entry(entry)
+            except InvalidDocument:
+                continue  # `tradewind status` shows it; a put over it mends it
+            resources[resource.key] = resource
+        return cls(
+            revision=max((entry.revision for entry in listing.entries), default=0),
+            entries=entries,
+            resources=resources,
+            head=_head(head),
+            head_revision=head.revision if head else 0,
+        )
+
+    def revision_of(self, key: Key) -> int:
+        entry = self.entries.get(keys.of_resource(key))
+        return entry.revision if entry else 0
+
+
+class Change(Struct, frozen=True):
+    """One resource, before and after."""
+
+    key: Key
+    action: Action
+    before: Resource | None
+    after: Resource | None
+
+    @property
+    def fields(self) -> tuple[FieldChange, ...]:
+        return () if self.action == "unchanged" else field_changes(self.before, self.after)
+
+
+class Plan(Struct, frozen=True):
+    """Everything that would happen, and why it should not. `changes` include what stays."""
+
+    base: Base
+    wanted: Wanted
+    changes: tuple[Change, ...]
+    refusals: tuple[Refusal, ...]  # those not overruled by `wanted.force`
+    forced: tuple[Refusal, ...]  # those that were
+    warnings: tuple[str, ...]
+
+    @property
+    def effective(self) -> tuple[Change, ...]:
+        return tuple(change for change in self.changes if change.action != "unchanged")
+
+
+def make_plan(base: Base, wanted: Wanted, serving: Snapshot | None, now_s: float) -> Plan:
+    """Plan `wanted` against the store.
+
+    `serving` is what nodes run on where that is not what the store holds (it was wiped): the
+    safety rules judge the change by it. Raises `InvalidDocument`, `ChangeConflict`,
+    `UnknownResource`.
+    """
+    _check(wanted)
+    _check_revisions(base, wanted)
+    changes = [_put(base, resource) for resource in wanted.puts]
+    changes += [_remove(base, key) for key in _removes(base, wanted)]
+    before = Snapshot(base.revision, _by_kind(base.resources))
+    after = _result(base, changes)
+    found = safety.refusals(serving if serving is not None else before, after, now_s)
+    return Plan(
+        base=base,
+        wanted=wanted,
+        changes=tuple(changes),
+        refusals=tuple(r for r in found if r.rule not in wanted.force),
+        forced=tuple(r for r in found if r.rule in wanted.force),
+        warnings=_warnings(after, changes),
+    )
+
+
+def _check(wanted: Wanted) -> None:
+    problems = []
+    if not wanted.puts and not wanted.removes:
+        problems.append(
+            Problem("request", "", "nothing", "at least one resource: empty is not all")
+        )
+    for key in wanted.removes:
+        if key.kind not in KINDS:
+            problems.append(Problem("request", "kind", repr(key.kind), ", ".join(KINDS)))
+        if not key.name or key.name == ANY:
+            problems.append(Problem("request", "name", repr(key.name), "the name of one resource"))
+    named = [resource.key for resource in wanted.puts] + list(wanted.removes)
+    for key in (key for key, count in Counter(named).items() if count > 1):
+        problems.append(Problem("request", "", f"{key} more than once", "each resource once"))
+    for rule in wanted.force:
+        if rule not in RULES:
+            problems.append(Problem("request", "force", repr(rule), ", ".join(RULES)))
+    if problems:
+        raise InvalidDocument(problems)
+
+
+def _check_revisions(base: Base, wanted: Wanted) -> None:
+    wrong = [
+        resource.key
+        for resource in wanted.puts
+        if resource.revision and resource.revision != base.revision_of(resource.key)
+    ]
+    if wrong:
+        asked = {resource.key: resource.revision for resource in wanted.puts}
+        lines = tuple(f"{told(base, key)}; yours is {asked[key]}" for key in wrong)
+        raise ChangeConflict(tuple(wrong), lines)
+
+
+def told(base: Base, key: Key) -> str:
+    """A line that says where a resource stands now and who put it there."""
+    revision = base.revision_of(key)
+    if not revision:
+        return f"{key} does not exist any more"
+    resource = base.resources.get(key)
+    by = f" by {resource.author}" if resource is not None and resource.author else ""
+    return f"{key} is at revision {revision}{by}"
+
+
+def _put(base: Base, resource: Resource) -> Change:
+    before = base.resources.get(resource.key)
+    if before is None:
+        exists = base.revision_of(resource.key) > 0  # there is something, and it is no resource
+        return Change(resource.key, "update" if exists else "create", None, resource)
+    action: Action = "unchanged" if before.spec == resource.spec else "update"
+    return Change(resource.key, action, before, resource)
+
+
+def _removes(base: Base, wanted: Wanted) -> list[Key]:
+    removes = list(wanted.removes)
+    missing = [str(key) for key in removes if not base.revision_of(key)]
+    if missing:
+        raise UnknownResource(
+            f"there is no {', '.join(missing)}", hint="`tradewind get KIND` lists what there is"
+        )
+    if wanted.prune:
+        kept = {resource.key for resource in wanted.puts}
+        kinds = {key.kind for key in kept} - {"Override"}
+        removes += sorted(
+            key for key in base.resources if key.kind in kinds and key not in kept | set(removes)
+        )
+    return removes
+
+
+def _remove(base: Base, key: Key) -> Change:
+    return Change(key, "delete", base.resources.get(key), None)
+
+
+def _result(base: Base, changes: list[Change]) -> Snapshot:
+    """The snapshot after the change, or `InvalidDocument` if it does not fit together."""
+    held = dict(base.resources)
+    for change in changes:
+        if change.after is None:
+            held.pop(change.key, None)
+        else:
+            held[change.key] = change.after
+    return Snapshot.build(base.revision, held.values())
+
+
+def _by_kind(resources: Mapping[Key, Resource]) -> dict[str, dict[str, Resource]]:
+    """As `Snapshot` wants it: what is in the store is compared, not checked again."""
+    by_kind: dict[str, dict[str, Resource]] = {kind: {} for kind in KINDS}
+    for key, resource in resources.items():
+        by_kind[key.kind][key.name] = resource
+    return by_kind
+
+
+def _warnings(after: Snapshot, changes: list[Change]) -> tuple[str, ...]:
+    """What is allowed and probably not meant."""
+    out = []
+    for change in changes:
+        spec = after.tenants.get(change.key.name) if change.key.kind == "Tenant" else None
+        if change.action not in ("create", "update") or spec is None:
+            continue
+        if not spec.api_keys:
+            out.append(f"{change.key} has no API key: nobody can use it")
+        homes = {region.jurisdiction for region in after.regions.values()}
+        if spec.residency is not None and not homes & set(spec.residency):
+            out.append(f"{change.key}: no region lies in {', '.join(spec.residency)}")
+    return tuple(out)
+
+
+def _head(entry: Entry | None) -> Head:
+    if entry is None:
+        return Head()
+    try:
+        return msgspec.json.decode(entry.value, type=Head)
+    except msgspec.MsgspecError:
+        # Somebody else wrote there. Numbers go on from the revision: it is above all of them.
+        return Head(number=entry.revision)

@@ -1,0 +1,124 @@
+"""Changes that are well-formed and would do harm: each rule says what would happen.
+
+Pure. A rule compares what is served now with what would be served after the change:
+
+- `residency`: a tenant whose data must stay somewhere would have no region left there.
+- `last-region`: a route would have no region left.
+- `many`: more than 30% of the resources of a kind (of more than 3) would change or go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from control_plane.changes.errors import LAST_REGION, MANY, RESIDENCY, Refusal
+from topology.resources import KINDS, Key
+from topology.routing import active_override, route_for, selects
+from topology.snapshot import Snapshot
+
+MANY_SHARE = 0.30
+FEW = 3  # of so few resources, any change touches a large share
+_NAMED = 5
+
+
+def refusals(before: Snapshot, after: Snapshot, now_s: float) -> tuple[Refusal, ...]:
+    """What the change from `before` to `after` would be refused for."""
+    open_before = _open_regions(before, now_s)
+    open_after = _open_regions(after, now_s)
+    return (
+        *_residency(before, after, open_before, open_after),
+        *_last_region(before, after, open_before, open_after),
+        *_many(before, after),
+    )
+
+
+def _open_regions(snapshot: Snapshot, now_s: float) -> frozenset[str]:
+    """The regions that take requests: those not drained or failed over whole."""
+    drained = set()
+    for region in {spec.region for spec in snapshot.overrides.values()}:
+        override = active_override(snapshot, region, now_s)
+        if override is not None and override.percent >= 100.0:
+            drained.add(region)
+    return frozenset(snapshot.regions) - drained
+
+
+def _residency(
+    before: Snapshot, after: Snapshot, open_before: frozenset[str], open_after: frozenset[str]
+) -> Iterator[Refusal]:
+    harmed: dict[tuple[str, ...], list[str]] = {}
+    same_map = open_before == open_after and all(
+        dict(before.of_kind(kind)) == dict(after.of_kind(kind))
+        for kind in ("Region", "Model", "Route")
+    )
+    for tenant, spec in after.tenants.items():
+        earlier = before.tenants.get(tenant)
+        if spec.residency is None or earlier is None or (same_map and earlier == spec):
+            continue
+        for model in after.models:
+            had = _allowed(before, tenant, model) & open_before
+            if had and not _allowed(after, tenant, model) & open_after:
+                lost = tuple(sorted(had))
+                harmed.setdefault(lost, []).append(
+                    f"{tenant} (data stays in {', '.join(spec.residency)})"
+                )
+                break
+    for lost, tenants in harmed.items():
+        yield Refusal(
+            RESIDENCY,
+            f"{_named(lost)} is all that the residency of {_named(tenants)} allows: "
+            "their requests would be refused",
+        )
+
+
+def _allowed(snapshot: Snapshot, tenant: str, model: str) -> frozenset[str]:
+    """The regions that may serve the tenant's requests for the model, whatever their state."""
+    spec, model_spec = snapshot.tenants.get(tenant), snapshot.models.get(model)
+    if spec is None or model_spec is None or not selects(spec.models, model):
+        return frozenset()
+    found = route_for(snapshot, tenant, model)
+    if found is None:
+        return frozenset()
+    regions = frozenset(found[1].regions) & frozenset(model_spec.regions)
+    if spec.residency is None:
+        return regions
+    return frozenset(
+        name
+        for name in regions
+        if name in snapshot.regions and snapshot.regions[name].jurisdiction in spec.residency
+    )
+
+
+def _last_region(
+    before: Snapshot, after: Snapshot, open_before: frozenset[str], open_after: frozenset[str]
+) -> Iterator[Refusal]:
+    for route, spec in after.routes.items():
+        earlier = before.routes.get(route)
+        had = frozenset(earlier.regions) & open_before if earlier else frozenset()
+        if had and not frozenset(spec.regions) & open_after:
+            yield Refusal(
+                LAST_REGION,
+                f"{_named(sorted(had))} is all that Route/{route} has left: "
+                "no region would serve it",
+            )
+
+
+def _many(before: Snapshot, after: Snapshot) -> Iterator[Refusal]:
+    for kind in KINDS:
+        held = before.of_kind(kind)
+        touched = [name for name, old in held.items() if _differs(after, Key(kind, name), old.spec)]
+        if len(held) > FEW and len(touched) > MANY_SHARE * len(held):
+            yield Refusal(
+                MANY,
+                f"{len(touched)} of {len(held)} resources of kind {kind} would change or go "
+                f"({_named(touched)}); more than {MANY_SHARE:.0%} at once",
+            )
+
+
+def _differs(after: Snapshot, key: Key, spec: object) -> bool:
+    now = after.get(key)
+    return now is None or now.spec != spec
+
+
+def _named(names: list[str] | tuple[str, ...]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
