@@ -9,6 +9,7 @@ skipped when its number is 0x40 or more, and an error below. Varints: RFC 9000, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Annotated, Literal, TypeAlias
 
@@ -122,7 +123,9 @@ _TYPE_OF: dict[type, FrameType] = {
     End: FrameType.END,
     Failure: FrameType.ERROR,
 }
-_DECODE = {int(number): msgspec.msgpack.Decoder(kind).decode for kind, number in _TYPE_OF.items()}
+_DECODE: dict[int, Callable[[bytes], Frame]] = {
+    int(number): msgspec.msgpack.Decoder(kind).decode for kind, number in _TYPE_OF.items()
+}
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -219,8 +222,7 @@ def _decode(number: int, payload: bytes) -> Frame:
     if number >= FIRST_SKIPPED_TYPE:
         return Skipped(number, len(payload))
     try:
-        frame: Frame = _DECODE[number](payload)
+        return _DECODE[number](payload)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         name = FrameType(number).name
         raise OverlayProtocolError(f"a malformed {name} frame: {error}") from error
-    return frame

@@ -2,41 +2,111 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import Callable, Collection
 from typing import Annotated
 
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]
+from aioquic.quic.packet import QuicPacketType, pull_quic_header
 from msgspec import Meta, Struct
 
-from runtime.clock import Clock
-from runtime.identity import Identity, Principal
-from topology.overlay.frames import Accept, End, Failure, Request, Tokens
+from runtime import logs
+from runtime.clock import Clock, SystemClock
+from runtime.identity import Identity
+from topology.overlay.connection import OverlayConnection, configure
+from topology.overlay.frames import Failure
+from topology.overlay.peer import FIRST_WINDOW_BYTES, PeerConnection, ServerExchange
+from topology.overlay.trust import Trust
+from topology.overlay.udp import Address, Batch, UdpPort
+
+log = logs.get("overlay")
+
+_ID_BYTES = 8  # of our connection ids
+_INITIAL_BYTES = 1200  # the least that a first datagram may have (RFC 9000, section 14.1)
+_SWEEP_S = 1.0
+
+__all__ = ["OverlayServer", "ServerCounters", "ServerExchange", "ServerSettings"]
 
 
 class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How an overlay server behaves."""
 
     idle_timeout_ms: Annotated[int, Meta(gt=0)] = 15000  # a connection without packets ends
+    handshake_timeout_ms: Annotated[int, Meta(gt=0)] = 5000
+    request_timeout_ms: Annotated[int, Meta(gt=0)] = 15000  # from a request's first byte to FIN
     max_connections: Annotated[int, Meta(gt=0)] = 4096
+    max_handshakes: Annotated[int, Meta(gt=0)] = 256  # connections that are not up yet
     max_exchanges: Annotated[int, Meta(gt=0)] = 2048  # at once, per connection
     max_body_bytes: Annotated[int, Meta(gt=0)] = 4 * 2**20
+    max_arriving_bytes: Annotated[int, Meta(gt=0)] = 256 * 2**20  # requests that are not whole
+    max_unsent_bytes: Annotated[int, Meta(gt=0)] = 4 * 2**20  # of one answer
     max_datagram_bytes: Annotated[int, Meta(ge=1200, le=65507)] = 1350
 
 
-class ServerExchange:
-    """One request, and the way to answer it."""
+class ServerCounters(Struct):
+    """What a server has done since it was started."""
 
-    request: Request
-    body: bytes
-    peer: Principal
-    on_cancel: Callable[[], None] | None
+    accepted: int = 0  # connections
+    closed: int = 0
+    refused_no_certificate: int = 0
+    refused_untrusted: int = 0
+    refused_expired: int = 0
+    refused_wrong_role: int = 0
+    refused_full: int = 0  # connections above a limit
+    exchanges: int = 0
+    drained: int = 0  # exchanges refused while shutting down
+    cancelled: int = 0
+    timed_out: int = 0
+    overrun: int = 0  # answers that the client did not take fast enough
+    protocol_errors: int = 0
+    handler_errors: int = 0
+    packet_errors: int = 0  # datagrams that made the QUIC library fail
 
-    def send(self, frame: Accept | Tokens | End | Failure) -> None:
-        """Send a frame; `End` and `Failure` finish the stream. After a cancel it does nothing."""
-        raise NotImplementedError
+    @property
+    def refused(self) -> int:
+        """Peers refused in the handshake."""
+        return (
+            self.refused_no_certificate
+            + self.refused_untrusted
+            + self.refused_expired
+            + self.refused_wrong_role
+        )
 
 
 class OverlayServer:
     """Listens on one UDP port; `serve` makes one."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        on_exchange: Callable[[ServerExchange], None],
+        allowed_roles: Collection[str],
+        settings: ServerSettings,
+        clock: Clock,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.clock = clock
+        self.settings = settings
+        self.counters = ServerCounters()
+        self._on_exchange = on_exchange
+        self._trust = Trust(identity.ca_pem, allowed_roles)
+        self._configuration = configure(
+            identity,
+            is_client=False,
+            idle_timeout_ms=settings.idle_timeout_ms,
+            max_datagram_bytes=settings.max_datagram_bytes,
+            max_stream_data_bytes=FIRST_WINDOW_BYTES,
+        )
+        self._routes: dict[bytes, PeerConnection] = {}
+        self._connections: set[PeerConnection] = set()
+        self._handshakes = 0
+        self._arriving_bytes = 0
+        self._draining = False
+        self._drained: asyncio.Event | None = None
+        self._refusals = _Refusals(clock)
+        self._udp: UdpPort | None = None
+        self._sweep: asyncio.TimerHandle | None = None
 
     @classmethod
     async def serve(
@@ -50,13 +120,212 @@ class OverlayServer:
         settings: ServerSettings | None = None,
         clock: Clock | None = None,
     ) -> OverlayServer:
-        """Bind and serve. `port` 0 takes a free one, see `.port`."""
-        raise NotImplementedError
+        """Bind and serve; `port` 0 takes a free one, see `.port`. Raises `OSError`.
+
+        `on_exchange` is called on the event loop once a request is whole.
+        """
+        server = cls(
+            identity, on_exchange, allowed_roles, settings or ServerSettings(),
+            clock or SystemClock(),
+        )  # fmt: skip
+        loop = server.loop
+        infos = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        family, _, _, _, address = infos[0]
+        server._udp = UdpPort.bind(loop, family, address, server._received)
+        server._sweep = loop.call_later(_SWEEP_S, server._expire)
+        return server
 
     @property
     def port(self) -> int:
-        raise NotImplementedError
+        assert self._udp is not None
+        return self._udp.local_port
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    @property
+    def open_exchanges(self) -> int:
+        return sum(len(connection.exchanges) for connection in self._connections)
+
+    @property
+    def udp(self) -> UdpPort:
+        """The socket, for its counters."""
+        assert self._udp is not None
+        return self._udp
 
     async def close(self, grace_s: float = 0.0) -> None:
         """Refuse new exchanges (`draining`), let open ones finish for `grace_s`, then close."""
-        raise NotImplementedError
+        self._draining = True
+        if grace_s > 0 and self.open_exchanges:
+            self._drained = asyncio.Event()
+            try:
+                await asyncio.wait_for(self._drained.wait(), grace_s)
+            except TimeoutError:
+                log.warning("open exchanges were cut", count=self.open_exchanges)
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for connection in list(self._connections):
+            connection.quic.close(reason_phrase="the region is shutting down")
+            connection.driver.flush_now()
+            connection.lost()
+        self.udp.close()
+
+    # From connections
+
+    def transmit(self, datagrams: list[bytes], address: Address) -> None:
+        self.udp.send(datagrams, address)
+
+    def route(self, connection_id: bytes, connection: PeerConnection) -> None:
+        self._routes[connection_id] = connection
+        connection.connection_ids.add(connection_id)
+
+    def unroute(self, connection_id: bytes, connection: PeerConnection) -> None:
+        self._routes.pop(connection_id, None)
+        connection.connection_ids.discard(connection_id)
+
+    def established(self, connection: PeerConnection) -> None:
+        self._handshakes -= 1
+        self.counters.accepted += 1
+
+    def begin(self, exchange: ServerExchange) -> None:
+        """A request is whole: hand it to the handler, whose mistakes end here."""
+        if self._draining:
+            self.counters.drained += 1
+            exchange.send(_DRAINING)
+            return
+        self.counters.exchanges += 1
+        try:
+            self._on_exchange(exchange)
+        except Exception:
+            self.counters.handler_errors += 1
+            log.exception("a request's handler failed", request=exchange.request.request_id)
+            if not exchange.ended:
+                exchange.send(_INTERNAL)
+
+    def ended(self, connection: PeerConnection) -> None:
+        if self._drained is not None and not self.open_exchanges:
+            self._drained.set()
+
+    def hold(self, grown: int) -> bool:
+        """Account for bytes of requests that are not whole; False when there are too many."""
+        self._arriving_bytes += grown
+        return self._arriving_bytes <= self.settings.max_arriving_bytes
+
+    def forget(self, connection: PeerConnection) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        for connection_id in connection.connection_ids:
+            self._routes.pop(connection_id, None)
+        self.counters.closed += 1
+        if not connection.up:
+            self._handshakes -= 1
+        refusal = connection.quic.refusal
+        if refusal is not None:
+            name = f"refused_{refusal.reason}"
+            setattr(self.counters, name, getattr(self.counters, name) + 1)
+            self._refusals.note(refusal.message)
+        self.ended(connection)
+
+    # The socket
+
+    def _received(self, batch: Batch) -> None:
+        now = self.clock.now()
+        routes = self._routes
+        touched: dict[PeerConnection, None] = {}
+        for data, address in batch:
+            connection = routes.get(data[1 : 1 + _ID_BYTES]) if data[0] < 0x80 else None
+            if connection is None:
+                connection = self._greet(data, address, now)
+                if connection is None:
+                    continue
+            try:
+                connection.quic.receive_datagram(data, address, now)
+            except Exception:
+                self.counters.packet_errors += 1
+                log.exception("a datagram made the QUIC library fail")
+                connection.lost()
+            else:
+                touched[connection] = None
+        for connection in touched:
+            connection.driver.step()
+            if not connection.up and connection.quic.refusal is not None:
+                connection.driver.flush_now()  # the TLS alert
+                connection.lost()
+
+    def _greet(self, data: bytes, address: Address, now: float) -> PeerConnection | None:
+        """The connection of a datagram with a long header, a new one if it may begin one."""
+        if not data[0] & 0x80:
+            return None
+        try:
+            header = pull_quic_header(Buffer(data=data), host_cid_length=_ID_BYTES)
+        except ValueError:
+            return None
+        connection = self._routes.get(header.destination_cid)
+        if connection is not None:
+            return connection
+        if (
+            header.packet_type is not QuicPacketType.INITIAL
+            or header.version not in self._configuration.supported_versions
+            or len(data) < _INITIAL_BYTES
+        ):
+            return None
+        settings = self.settings
+        if (
+            len(self._connections) >= settings.max_connections
+            or self._handshakes >= settings.max_handshakes
+        ):
+            self.counters.refused_full += 1
+            return None
+        return self._accept(header.destination_cid, now)
+
+    def _accept(self, connection_id: bytes, now: float) -> PeerConnection:
+        quic = OverlayConnection(
+            configuration=self._configuration,
+            trust=self._trust,
+            max_streams=self.settings.max_exchanges,
+            original_destination_connection_id=connection_id,
+        )
+        connection = PeerConnection(self, quic, now)
+        self._connections.add(connection)
+        self._handshakes += 1
+        self.route(connection_id, connection)
+        self.route(quic.host_cid, connection)
+        return connection
+
+    def _expire(self) -> None:
+        """Once a second: end handshakes and requests that take too long."""
+        now = self.clock.now()
+        oldest = now - self.settings.handshake_timeout_ms / 1000
+        for connection in list(self._connections):
+            if not connection.up and connection.since < oldest:
+                connection.lost()
+            elif connection.arriving:
+                connection.expire(now - self.settings.request_timeout_ms / 1000)
+        self._sweep = self.loop.call_later(_SWEEP_S, self._expire)
+
+
+class _Refusals:
+    """Logs refused peers, at most once a second, with how many there were."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._next_s = 0.0
+        self._unlogged = 0
+
+    def note(self, reason: str) -> None:
+        self._unlogged += 1
+        now = self._clock.now()
+        if now >= self._next_s:
+            self._next_s = now + 1.0
+            log.warning("peers were refused", count=self._unlogged, last=reason)
+            self._unlogged = 0
+
+
+_DRAINING = Failure(
+    code="draining", message="the region is shutting down", status=503, retryable=True
+)
+_INTERNAL = Failure(
+    code="internal", message="the region failed on this request", status=500, retryable=True
+)

@@ -1,30 +1,48 @@
-"""The client's end of the overlay: one QUIC connection to one region."""
+"""The client's end of the overlay: a connection to one region, kept up."""
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
+import socket
 from collections.abc import Callable
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from runtime import logs
 from runtime.clock import Clock, SystemClock
 from runtime.identity import Identity
-from topology.overlay.frames import Accept, End, Request, Tokens
+from topology.overlay.backoff import Backoff
+from topology.overlay.client import ClientConnection, Dialled
+from topology.overlay.connection import configure
+from topology.overlay.errors import PathDown, RegionFailure
+from topology.overlay.exchange import Exchange
+from topology.overlay.frames import Failure, Request
+from topology.overlay.session import request_bytes
+from topology.overlay.trust import Trust
+from topology.overlay.udp import Address
+
+log = logs.get("tunnel")
+
+State: TypeAlias = Literal["idle", "connecting", "connected", "waiting", "closed"]
+PEER_ROLES = ("core",)
 
 
 class TunnelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How a tunnel behaves. The defaults suit a WAN."""
 
     connect_timeout_ms: Annotated[int, Meta(gt=0)] = 5000
+    idle_timeout_ms: Annotated[int, Meta(gt=0)] = 15000
     keep_alive_ms: Annotated[int, Meta(gt=0)] = 1000  # between pings
     dead_after_ms: Annotated[int, Meta(gt=0)] = 750  # of silence while something is awaited
     dead_after_rtts: Annotated[float, Meta(gt=0)] = 4.0  # or so many round trips, if longer
     backoff_min_ms: Annotated[int, Meta(gt=0)] = 100
     backoff_max_ms: Annotated[int, Meta(gt=0)] = 5000
     max_datagram_bytes: Annotated[int, Meta(ge=1200, le=65507)] = 1350
-    max_exchanges: Annotated[int, Meta(gt=0)] = 4096  # open or waiting for a stream
-    exchange_buffer_bytes: Annotated[int, Meta(ge=16384)] = 2**20  # not yet read by the consumer
+    max_exchanges: Annotated[int, Meta(gt=0)] = 4096  # open, or waiting for a stream
+    exchange_buffer_bytes: Annotated[int, Meta(ge=16384)] = 256 * 1024  # not yet decoded
 
 
 class TunnelStatus(Struct, frozen=True):
@@ -32,30 +50,16 @@ class TunnelStatus(Struct, frozen=True):
 
     region: str
     address: str
-    state: Literal["idle", "connecting", "connected", "waiting", "closed"]
+    state: State
     since_s: float  # on the tunnel's clock
     rtt_ms: float | None
-    reason: str  # why it is not connected, as a sentence part
+    reason: str  # why it is not connected
     open_exchanges: int
-    connects: int
-    failures: int
+    connects: int  # attempts
+    connected: int  # attempts that succeeded
     exchanges: int
-    path_downs: int  # exchanges that ended in PathDown
-
-
-class Exchange:
-    """One request and its answer, as it comes."""
-
-    async def next(self) -> Accept | Tokens | End:
-        """The next frame of the answer. After `End`, do not call again.
-
-        Raises `RegionFailure`, `PathDown` or `OverlayProtocolError`; each of them is final.
-        """
-        raise NotImplementedError
-
-    def cancel(self) -> None:
-        """Tell the region that nobody waits any more. May be called at any time, repeatedly."""
-        raise NotImplementedError
+    refused_locally: int  # exchanges above `max_exchanges`
+    path_downs: int  # times that a working path died
 
 
 class Tunnel:
@@ -74,35 +78,185 @@ class Tunnel:
     ) -> None:
         self.region = region
         self.address = address
-        self.clock = clock or SystemClock()
         self.settings = settings or TunnelSettings()
+        self._clock = clock or SystemClock()
+        self._identity = identity
+        self._trust = Trust(identity.ca_pem, PEER_ROLES)
+        self._on_change = on_change
+        self._backoff = Backoff(
+            self.settings.backoff_min_ms / 1000,
+            self.settings.backoff_max_ms / 1000,
+            (rng or Random()).random,
+        )
+        self._connection: ClientConnection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._state: State = "idle"
+        self._since = self._clock.now()
+        self._reason = "not started"
+        self._connects = self._connected = self._exchanges = 0
+        self._refused_locally = self._path_downs = 0
 
     def start(self) -> None:
         """Begin to connect, and keep connected. Needs a running event loop."""
-        raise NotImplementedError
+        if self._task is None and self._state != "closed":
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(), name=f"tunnel {self.region}"
+            )
 
     async def close(self) -> None:
-        """Close the connection; open exchanges raise `PathDown`."""
-        raise NotImplementedError
+        """Close the connection for good; open exchanges raise `PathDown`."""
+        self._change("closed", "the tunnel was closed")
+        if self._connection is not None:
+            self._connection.close("the tunnel was closed")
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     @property
     def connected(self) -> bool:
-        raise NotImplementedError
+        return self._state == "connected"
 
     @property
     def rtt_ms(self) -> float | None:
-        """Smoothed round-trip time, or None before the first measurement."""
-        raise NotImplementedError
+        """Smoothed round-trip time, or None while not connected."""
+        rtt_s = self._connection.rtt_s if self._connection is not None else None
+        return None if rtt_s is None else rtt_s * 1000
 
     @property
     def since(self) -> float:
-        """When `connected` last changed, on the tunnel's clock."""
-        raise NotImplementedError
+        """When the state last changed, on the tunnel's clock."""
+        return self._since
 
     @property
     def status(self) -> TunnelStatus:
-        raise NotImplementedError
+        return TunnelStatus(
+            region=self.region,
+            address=self.address,
+            state=self._state,
+            since_s=self._since,
+            rtt_ms=self.rtt_ms,
+            reason=self._reason,
+            open_exchanges=len(self._connection.exchanges) if self._connection else 0,
+            connects=self._connects,
+            connected=self._connected,
+            exchanges=self._exchanges,
+            refused_locally=self._refused_locally,
+            path_downs=self._path_downs,
+        )
 
     def open(self, request: Request, body: bytes) -> Exchange:
-        """Send a request. Raises `PathDown` at once when not connected, `FrameTooLarge`."""
-        raise NotImplementedError
+        """Send a request. Raises `PathDown` at once when not connected, or `FrameTooLarge`.
+
+        With `max_exchanges` open already, the exchange that is returned fails at its first
+        `next` with `RegionFailure` (`overloaded`): the region answers too slowly.
+        """
+        connection = self._connection
+        if connection is None or not connection.up:
+            raise PathDown(self.region, self._reason)
+        data = request_bytes(request, body)
+        if len(connection.exchanges) >= self.settings.max_exchanges:
+            self._refused_locally += 1
+            return Exchange.failed(self.region, RegionFailure(self.region, _FULL))
+        self._exchanges += 1
+        return connection.open(data)
+
+    async def _run(self) -> None:
+        while True:  # until `close` cancels it
+            self._change("connecting", "connecting")
+            reason = await self._attempt()
+            delay_s = self._backoff.next_s()
+            self._change("waiting", reason)
+            await asyncio.sleep(delay_s)
+
+    async def _attempt(self) -> str:
+        """Connect, and return once the connection is over: why it ended."""
+        self._connects += 1
+        down: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def on_up() -> None:
+            up.set_result(None)
+            self._connected += 1
+            self._backoff.reset()
+            self._change("connected", "")
+
+        def on_down(reason: str) -> None:
+            if up.done():
+                self._path_downs += self._state != "closed"
+            if self._state == "connected":
+                self._change("waiting", reason)
+            down.set_result(reason)
+
+        try:
+            family, address = await resolve(self.address)
+            connection = ClientConnection(self._dial(family, address), on_up, on_down)
+        except OSError as error:
+            return f"{self.address}: {error.strerror or error}"
+        self._connection = connection
+        try:
+            await asyncio.wait(
+                (up, down),
+                timeout=self.settings.connect_timeout_ms / 1000,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not up.done() and not down.done():
+                connection.close(f"no answer in {self.settings.connect_timeout_ms} ms")
+            return await down
+        finally:
+            connection.close("the tunnel was closed")
+            self._connection = None
+
+    def _dial(self, family: socket.AddressFamily, address: Address) -> Dialled:
+        settings = self.settings
+        return Dialled(
+            region=self.region,
+            family=family,
+            address=address,
+            configuration=configure(
+                self._identity,
+                is_client=True,
+                idle_timeout_ms=settings.idle_timeout_ms,
+                max_datagram_bytes=settings.max_datagram_bytes,
+                max_stream_data_bytes=settings.exchange_buffer_bytes,
+            ),
+            trust=self._trust,
+            clock=self._clock,
+            window_bytes=settings.exchange_buffer_bytes,
+            keep_alive_s=settings.keep_alive_ms / 1000,
+            dead_after_s=settings.dead_after_ms / 1000,
+            dead_after_rtts=settings.dead_after_rtts,
+        )
+
+    def _change(self, state: State, reason: str) -> None:
+        if state == self._state:
+            return
+        if "connected" in (state, self._state):
+            log.info("path", region=self.region, state=state, reason=reason)
+        self._state, self._reason, self._since = state, reason, self._clock.now()
+        if self._on_change is not None:
+            self._on_change(self.status)
+
+
+_FULL = Failure(
+    code="overloaded",
+    message="too many requests wait for this region already",
+    status=503,
+    retryable=True,
+)
+
+
+async def resolve(address: str) -> tuple[socket.AddressFamily, Address]:
+    """The first UDP address of "host:port". Raises `OSError`."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        infos = await asyncio.get_running_loop().getaddrinfo(
+            host, int(port), type=socket.SOCK_DGRAM
+        )
+        family, _, _, _, found = infos[0]
+        return family, found
+    if version == 6:
+        return socket.AF_INET6, (host, int(port), 0, 0)
+    return socket.AF_INET, (host, int(port))

@@ -1,0 +1,165 @@
+"""aioquic's connection with what the overlay needs: mutual authentication, limits, speed.
+
+What is overridden, and why a subclass: docs/decisions/0003-overlay-on-aioquic.md. The test
+tests/overlay/test_aioquic.py fails when the methods that we lean on change.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from aioquic import tls
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.packet import QuicFrameType, QuicProtocolVersion
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from runtime.identity import Identity, Principal
+from topology.overlay.trust import Refusal, Trust
+
+ALPN = "tradewind/1"
+
+
+class _Silence:
+    """aioquic logs every stream and every bad packet; counters serve us better, and faster."""
+
+    def debug(self, *_: object) -> None: ...
+    def info(self, *_: object) -> None: ...
+    def warning(self, *_: object) -> None: ...
+    def error(self, *_: object) -> None: ...
+
+
+def configure(
+    identity: Identity,
+    *,
+    is_client: bool,
+    idle_timeout_ms: int,
+    max_datagram_bytes: int,
+    max_stream_data_bytes: int,
+) -> QuicConfiguration:
+    """aioquic's configuration for one end. Certificates are checked by `Trust`, not by it."""
+    configuration = QuicConfiguration(
+        alpn_protocols=[ALPN],
+        is_client=is_client,
+        idle_timeout=idle_timeout_ms / 1000,
+        max_data=2**40,  # streams are bounded one by one, so that a slow one stops no other
+        max_stream_data=max_stream_data_bytes,
+        max_datagram_size=max_datagram_bytes,
+        cipher_suites=[
+            tls.CipherSuite.AES_128_GCM_SHA256,
+            tls.CipherSuite.CHACHA20_POLY1305_SHA256,
+        ],
+        supported_versions=[QuicProtocolVersion.VERSION_1],
+        verify_mode=0,  # ssl.CERT_NONE: see Trust
+    )
+    leaf, *chain = x509.load_pem_x509_certificates(identity.certificate_pem)
+    configuration.certificate = leaf
+    configuration.certificate_chain = chain
+    configuration.private_key = load_pem_private_key(identity.key_pem, password=None)
+    return configuration
+
+
+class OverlayConnection(QuicConnection):
+    """One end of a connection. `peer` is set once the peer's certificate was accepted."""
+
+    def __init__(
+        self, *, configuration: QuicConfiguration, trust: Trust, max_streams: int, **rest: Any
+    ) -> None:
+        super().__init__(configuration=configuration, **rest)
+        self._logger = cast(Any, _Silence())
+        self._trust = trust
+        self.peer: Principal | None = None
+        self.refusal: Refusal | None = None
+        for limit, value in (
+            (self._local_max_streams_bidi, max_streams),
+            (self._local_max_streams_uni, 0),
+        ):
+            limit.value = limit.sent = value
+
+    @property
+    def confirmed(self) -> bool:
+        """Both ends have accepted each other: the server said HANDSHAKE_DONE."""
+        return bool(self._handshake_confirmed) and self.peer is not None
+
+    @property
+    def rtt_s(self) -> float | None:
+        """Smoothed round-trip time (RFC 9002, section 5.3)."""
+        return float(self._loss._rtt_smoothed) if self._loss._rtt_initialized else None
+
+    # Flow control: a stream's limit follows what its consumer took, not what arrived
+
+    def grant(self, stream_id: int, limit_bytes: int) -> None:
+        """Let the peer send up to `limit_bytes` on a stream, counted from its beginning."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and limit_bytes > stream.max_stream_data_local:
+            stream.max_stream_data_local = limit_bytes
+
+    def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
+        if stream.max_stream_data_local_sent != stream.max_stream_data_local:
+            buf = builder.start_frame(
+                QuicFrameType.MAX_STREAM_DATA,
+                capacity=17,
+                handler=self._on_max_stream_data_delivery,
+                handler_args=(stream,),
+            )
+            buf.push_uint_var(stream.stream_id)
+            buf.push_uint_var(stream.max_stream_data_local)
+            stream.max_stream_data_local_sent = stream.max_stream_data_local
+
+    def abandon(self, stream_id: int, code: int) -> None:
+        """Neither send nor receive any more on a stream, whatever its state."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.sender.reset(code)
+            if not stream.receiver.is_finished:
+                stream.receiver.stop(code)
+
+    def unacknowledged_bytes(self, stream_id: int) -> int:
+        """What was written to a stream and the peer has not acknowledged yet."""
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else len(stream.sender._buffer)
+
+    # Mutual authentication
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        self.tls._request_client_certificate = not self._is_client
+
+    def _update_traffic_key(
+        self,
+        direction: tls.Direction,
+        epoch: tls.Epoch,
+        cipher_suite: tls.CipherSuite,
+        secret: bytes,
+    ) -> None:
+        # The key that decrypts the peer's 1-RTT packets is installed right after its Finished
+        # was verified. Refusing here ends the handshake with a TLS alert; no stream data of
+        # a peer that is not one of us can be decrypted, since the key never exists.
+        if direction is tls.Direction.DECRYPT and epoch is tls.Epoch.ONE_RTT:
+            try:
+                self.peer = self._trust.check(
+                    self.tls._peer_certificate, self.tls._peer_certificate_chain
+                )
+            except Refusal as refusal:
+                self.refusal = refusal
+                raise _alert(refusal) from refusal
+        super()._update_traffic_key(direction, epoch, cipher_suite, secret)
+
+
+class _CertificateRequired(tls.Alert):
+    description = tls.AlertDescription.certificate_required
+
+
+class _AccessDenied(tls.Alert):
+    description = tls.AlertDescription.access_denied
+
+
+def _alert(refusal: Refusal) -> tls.Alert:
+    kinds: dict[str, type[tls.Alert]] = {
+        "no_certificate": _CertificateRequired,
+        "untrusted": tls.AlertBadCertificate,
+        "expired": tls.AlertCertificateExpired,
+        "wrong_role": _AccessDenied,
+    }
+    return kinds[refusal.reason](refusal.message)

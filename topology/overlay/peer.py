@@ -1,0 +1,201 @@
+"""One client's connection at the server: its streams become exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aioquic.quic import events
+
+from runtime.identity import Principal
+from topology.overlay.connection import OverlayConnection
+from topology.overlay.driver import Driver
+from topology.overlay.errors import OverlayProtocolError
+from topology.overlay.frames import Accept, End, Failure, Request, Tokens
+from topology.overlay.session import Arrival, ResetCode, ServerSession, reset_code
+
+if TYPE_CHECKING:
+    from topology.overlay.server import OverlayServer
+
+FIRST_WINDOW_BYTES = 64 * 1024  # of a request: most fit, and a hostile peer reserves no more
+_NEXT_WINDOW_BYTES = 2**20
+_CHECK_UNSENT_BYTES = 2**20  # replies below it are not measured
+
+
+class ServerExchange:
+    """One request, and the way to answer it.
+
+    `on_cancel` is called once, when the client gave up or its connection was lost before the
+    answer ended; set it in `on_exchange`.
+    """
+
+    __slots__ = (
+        "_connection", "_sent", "_session", "_stream_id", "body", "cancelled", "on_cancel", "peer",
+        "request",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        connection: PeerConnection,
+        stream_id: int,
+        session: ServerSession,
+        arrival: Arrival,
+        peer: Principal,
+    ) -> None:
+        self.request: Request = arrival.request
+        self.body = arrival.body
+        self.peer = peer
+        self.on_cancel: Callable[[], None] | None = None
+        self.cancelled = False
+        self._connection = connection
+        self._stream_id = stream_id
+        self._session = session
+        self._sent = 0
+
+    @property
+    def ended(self) -> bool:
+        """END or ERROR was sent."""
+        return self._session.ended
+
+    def send(self, frame: Accept | Tokens | End | Failure) -> None:
+        """Send a frame; `End` and `Failure` finish the stream. After a cancel it does nothing.
+
+        Raises `OverlayProtocolError` when the order of frames is wrong.
+        """
+        if self.cancelled:
+            return
+        data, fin = self._session.send(frame)
+        self._sent += len(data)
+        self._connection.reply(self._stream_id, data, fin, self._sent)
+
+    def cancel(self) -> None:
+        """The client is gone, or gave up: tell the handler once."""
+        if not self.cancelled and not self._session.ended:
+            self.cancelled = True
+            if self.on_cancel is not None:
+                self.on_cancel()
+
+
+class PeerConnection:
+    """A connection that a client opened, and its exchanges."""
+
+    def __init__(self, server: OverlayServer, quic: OverlayConnection, now: float) -> None:
+        self.quic = quic
+        self.since = now
+        self.up = False
+        self.connection_ids: set[bytes] = set()
+        self.exchanges: dict[int, ServerExchange] = {}
+        self.arriving: dict[int, tuple[ServerSession, float]] = {}  # and when it began
+        self._held = 0  # bytes of requests that are not whole
+        self._server = server
+        self.driver = Driver(server.loop, server.clock, quic, server.transmit, self._event)
+
+    # From exchanges
+
+    def reply(self, stream_id: int, data: bytes, fin: bool, sent: int) -> None:
+        self.quic.send_stream_data(stream_id, data, fin)
+        if fin:
+            del self.exchanges[stream_id]
+            self._server.ended(self)
+        elif sent > _CHECK_UNSENT_BYTES:
+            limit = self._server.settings.max_unsent_bytes
+            if self.quic.unacknowledged_bytes(stream_id) > limit:
+                self._server.counters.overrun += 1
+                self._cancel(stream_id, ResetCode.CANCELLED)
+        self.driver.mark()
+
+    # Events
+
+    def _event(self, event: events.QuicEvent) -> None:
+        if isinstance(event, events.StreamDataReceived):
+            if self.quic.peer is not None:
+                self._data(event.stream_id, event.data, event.end_stream)
+        elif isinstance(event, (events.StreamReset, events.StopSendingReceived)):
+            self._cancel(event.stream_id, ResetCode.CANCELLED)
+        elif isinstance(event, events.ConnectionIdIssued):
+            self._server.route(event.connection_id, self)
+        elif isinstance(event, events.ConnectionIdRetired):
+            self._server.unroute(event.connection_id, self)
+        elif isinstance(event, events.HandshakeCompleted):
+            self.up = True
+            self._server.established(self)
+        elif isinstance(event, events.ConnectionTerminated):
+            self.lost()
+
+    def _data(self, stream_id: int, data: bytes, fin: bool) -> None:
+        session, began = self.arriving.get(stream_id, (None, 0.0))
+        if session is None:
+            if stream_id in self.exchanges:  # cannot be: FIN was the end of what it may send
+                return
+            session = ServerSession(self._server.settings.max_body_bytes)
+        held = session.held_bytes
+        try:
+            arrival = session.receive(data, fin)
+        except OverlayProtocolError as error:
+            self._server.counters.protocol_errors += 1
+            self._drop(stream_id, held)
+            self.quic.abandon(stream_id, reset_code(error))
+            return
+        if arrival is not None:
+            self._drop(stream_id, held)
+            self._begin(stream_id, session, arrival)
+        else:
+            self._keep(stream_id, session, began, held)
+
+    def _keep(self, stream_id: int, session: ServerSession, began: float, held: int) -> None:
+        """A request that is not whole yet."""
+        grown = session.held_bytes - held
+        self._held += grown
+        if not self._server.hold(grown):
+            self._drop(stream_id, held + grown)
+            self.quic.abandon(stream_id, ResetCode.TOO_LARGE)
+            return
+        self.arriving[stream_id] = (session, began or self._server.clock.now())
+        if session.held_bytes > FIRST_WINDOW_BYTES // 2:
+            self.quic.grant(stream_id, session.held_bytes + _NEXT_WINDOW_BYTES)
+
+    def _drop(self, stream_id: int, held: int) -> None:
+        if self.arriving.pop(stream_id, None) is not None or held:
+            self._held -= held
+            self._server.hold(-held)
+
+    def _begin(self, stream_id: int, session: ServerSession, arrival: Arrival) -> None:
+        assert self.quic.peer is not None
+        exchange = ServerExchange(self, stream_id, session, arrival, self.quic.peer)
+        self.exchanges[stream_id] = exchange
+        self._server.begin(exchange)
+
+    def _cancel(self, stream_id: int, code: ResetCode) -> None:
+        entry = self.arriving.get(stream_id)
+        if entry is not None:
+            self._drop(stream_id, entry[0].held_bytes)
+        exchange = self.exchanges.pop(stream_id, None)
+        self.quic.abandon(stream_id, code)
+        if exchange is not None:
+            self._server.counters.cancelled += 1
+            exchange.cancel()
+            self._server.ended(self)
+
+    # From the server
+
+    def expire(self, before: float) -> None:
+        """Reset requests that began to arrive before `before` and never became whole."""
+        for stream_id, (session, began) in list(self.arriving.items()):
+            if began >= before:
+                break  # they are in the order of their beginning
+            self._drop(stream_id, session.held_bytes)
+            self._server.counters.timed_out += 1
+            self.quic.abandon(stream_id, ResetCode.TIMEOUT)
+            self.driver.mark()
+
+    def lost(self) -> None:
+        """The connection is over."""
+        self.driver.stop()
+        self._server.hold(-self._held)
+        self._held = 0
+        self.arriving.clear()
+        exchanges, self.exchanges = self.exchanges, {}
+        for exchange in exchanges.values():
+            self._server.counters.cancelled += 1
+            exchange.cancel()
+        self._server.forget(self)
