@@ -1,0 +1,273 @@
+"""Bring the world up in the order that is quickest, and take it down again."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from lab import settings_files
+from lab.clients import resolve
+from lab.errors import AddressBusy, ProcessDied
+from lab.etcd_cluster import EtcdCluster
+from lab.settings_files import CONTROL_PLANE, SettingsFiles
+from lab.supervisor import Supervisor, require_free
+from lab.world import (
+    CLIENT_CITIES,
+    CORE_HTTP_PORT,
+    DNS_PORT,
+    EDGE_PORT,
+    EDGES,
+    OVERLAY_PORT,
+    REGIONS,
+    TENANTS,
+    wan_paths,
+)
+from topology.api_key import new_key
+
+ETCD_PORT = 23790
+ETCD_MEMBERS = 3
+READY_TIMEOUT_S = 60.0
+MODEL_TIMEOUT_S = 240.0  # the first start converts the weights
+
+Say = Callable[[str], None]
+
+
+class Lab:
+    """One running world under `directory`. `say` is told each step as it is done."""
+
+    def __init__(self, directory: Path, engine: str, say: Say) -> None:
+        self.directory = directory
+        self.engine = engine
+        self.keys = {tenant.name: new_key() for tenant in TENANTS}
+        self._say = say
+        self._lock: IO[str] | None = None
+        self._supervisor: Supervisor | None = None
+        self.etcd: EtcdCluster | None = None
+
+    @property
+    def supervisor(self) -> Supervisor:
+        if self._supervisor is None:
+            raise RuntimeError("the lab has not been started")
+        return self._supervisor
+
+    async def start(self) -> None:
+        """Start everything; return when every edge reaches every region and DNS answers."""
+        self._claim()
+        require_free(list(_addresses()))
+        files = self._prepare()
+        self._supervisor = Supervisor(self.directory)
+        self.etcd = EtcdCluster(
+            self.directory / "etcd", members=ETCD_MEMBERS, base_port=ETCD_PORT, durable=False
+        )
+        for name, path in files.cores.items():
+            await self._run(f"core-{name}", "region_core", "run", path)
+        await self._start_wan(files)
+        await self._start_control_plane(files)
+        await self._tradewind("apply", "-f", str(files.resources))
+        self._say("resources applied with `tradewind apply`")
+        await self._run("dns", "control_plane.cli", "dns run", files.dns)
+        for name, path in files.edges.items():
+            await self._run(f"edge-{name}", "edge_node", "run", path)
+        await self._ready()
+
+    async def stop(self) -> None:
+        """Stop everything that was started, whatever state it is in."""
+        if self._supervisor is not None:
+            await self._supervisor.stop()
+        if self.etcd is not None:
+            await self.etcd.stop()
+        if self._lock is not None:
+            self._lock.close()
+
+    async def drain(self, region: str) -> None:
+        """Drain a region as an operator would."""
+        await self._tradewind("region", "drain", region, "--reason", "the lab's exercise")
+
+    async def kill_core(self, region: str) -> None:
+        await self.supervisor.kill(f"core-{region}")
+
+    def memory_mb(self) -> dict[str, float]:
+        """Resident memory in MB of the largest process of each kind."""
+        largest: dict[str, float] = {}
+        for name, child in self.supervisor.children.items():
+            kind = name.partition("-")[0]
+            kind = {"cp": "control plane"}.get(kind, kind)
+            largest[kind] = round(max(largest.get(kind, 0.0), child.memory_mb()), 1)
+        return largest
+
+    def _claim(self) -> None:
+        """Hold the directory, so that a second lab says so instead of breaking this one."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = (self.directory / "lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read().strip()
+            lock.close()
+            raise AddressBusy(
+                f"a lab is running already in {self.directory} (process {holder})",
+                hint="stop it with Ctrl-C, or name another folder with --directory",
+            ) from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        self._lock = lock
+
+    def _prepare(self) -> SettingsFiles:
+        for name in ("pki", "settings", "state", "logs", "etcd"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+        endpoints = tuple(f"127.0.0.1:{ETCD_PORT + 2 * i}" for i in range(ETCD_MEMBERS))
+        files = settings_files.write(self.directory, self.engine, endpoints, self.keys)
+        keys = self.directory / "keys.json"
+        keys.touch(mode=0o600)
+        keys.write_bytes(msgspec.json.encode(self.keys))
+        self._say(f"certificates and settings written under {self.directory}")
+        return files
+
+    async def _run(self, name: str, module: str, verb: str, settings: Path) -> None:
+        command = [sys.executable, "-m", module, *verb.split(), "--settings", str(settings)]
+        await self.supervisor.start(name, command)
+
+    async def _start_wan(self, files: SettingsFiles) -> None:
+        command = [sys.executable, "-m", "lab.wan", "--settings", str(files.wan)]
+        await self.supervisor.start("wan", command)
+
+    async def _start_control_plane(self, files: SettingsFiles) -> None:
+        if self.etcd is None:
+            raise RuntimeError("etcd comes first")
+        await self.etcd.start()
+        self._say(f"etcd: {ETCD_MEMBERS} members at {', '.join(self.etcd.endpoints)}")
+        for name, path in files.control_plane.items():
+            await self._run(name, "control_plane.cli", "control-plane run", path)
+        for name, endpoint in zip(files.control_plane, CONTROL_PLANE, strict=True):
+            await self.supervisor.until(
+                f"control-plane replica {name}",
+                lambda e=endpoint: _accepts(e),  # type: ignore[misc]
+                READY_TIMEOUT_S,
+                name,
+            )
+        self._say(f"control plane: replicas at {', '.join(CONTROL_PLANE)}")
+
+    async def _ready(self) -> None:
+        names = [f"core-{region.name}" for region in REGIONS]
+        self._say("waiting for the cores to load the model" if self.engine == "torch" else "cores")
+        for region, name in zip(REGIONS, names, strict=True):
+            await self.supervisor.until(
+                f"region {region.name}",
+                lambda r=region: _http_ok(r.address, CORE_HTTP_PORT),  # type: ignore[misc]
+                MODEL_TIMEOUT_S,
+                name,
+                "wan",
+            )
+        self._say(f"region cores: {', '.join(region.name for region in REGIONS)}")
+        for edge in EDGES:
+            await self.supervisor.until(
+                f"edge {edge.name}",
+                lambda e=edge: _all_regions(e.address),  # type: ignore[misc]
+                READY_TIMEOUT_S,
+                f"edge-{edge.name}",
+            )
+        self._say(f"edges: {', '.join(f'{e.city.name} {e.address}' for e in EDGES)}")
+        await self.supervisor.until("geo-DNS", _dns_answers, READY_TIMEOUT_S, "dns")
+        self._say(f"geo-DNS at 127.0.0.1:{DNS_PORT}")
+
+    async def _tradewind(self, *arguments: str) -> None:
+        """Run the command line, as an operator would."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "control_plane.cli", *arguments),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=os.environ | {"TRADEWIND_CONTEXT": str(self.directory / "context.yaml")},
+        )
+        output, _ = await process.communicate()
+        if process.returncode != 0:
+            raise ProcessDied(
+                f"`tradewind {' '.join(arguments)}` ended with status {process.returncode}:\n"
+                + output.decode(errors="replace")
+            )
+
+
+def _addresses() -> Iterator[tuple[str, int, int]]:
+    """Everything the lab listens on: host, port, socket type."""
+    stream, datagram = socket.SOCK_STREAM, socket.SOCK_DGRAM
+    for index in range(2 * ETCD_MEMBERS):
+        yield ("127.0.0.1", ETCD_PORT + index, stream)
+    for endpoint in CONTROL_PLANE:
+        host, _, port = endpoint.rpartition(":")
+        yield (host, int(port), stream)
+    yield ("127.0.0.1", DNS_PORT, datagram)
+    yield ("127.0.0.1", DNS_PORT, stream)
+    for edge in EDGES:
+        yield (edge.address, EDGE_PORT, stream)
+    for region in REGIONS:
+        yield (region.address, OVERLAY_PORT, datagram)
+        yield (region.address, CORE_HTTP_PORT, stream)
+    for path in wan_paths():
+        host, _, port = path.listen.rpartition(":")
+        yield (host, int(port), datagram)
+
+
+async def _accepts(endpoint: str) -> bool:
+    host, _, port = endpoint.rpartition(":")
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def _http_get(host: str, port: int, path: str) -> tuple[int, bytes]:
+    """Status and body; status 0 when nobody answers."""
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+        try:
+            request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+            writer.write(request.encode())
+            reply = await asyncio.wait_for(reader.read(65536), 2.0)
+        finally:
+            writer.close()
+    except (OSError, TimeoutError):
+        return 0, b""
+    head, _, body = reply.partition(b"\r\n\r\n")
+    parts = head.split(b" ", 2)
+    return (int(parts[1]), body) if len(parts) > 1 and parts[1].isdigit() else (0, b"")
+
+
+async def _http_ok(host: str, port: int) -> bool:
+    status, _ = await _http_get(host, port, "/readyz")
+    return status == 200
+
+
+async def _all_regions(host: str) -> bool:
+    """Whether an edge is ready and has a live path to every region."""
+    status, body = await _http_get(host, EDGE_PORT, "/readyz")
+    if status != 200:
+        return False
+    connected = msgspec.json.decode(body, type=_Readiness).regions
+    return all(connected.get(region.name) for region in REGIONS)
+
+
+class _Readiness(msgspec.Struct):
+    """What the lab reads of an edge's /readyz."""
+
+    regions: dict[str, bool]
+
+
+async def _dns_answers() -> bool:
+    try:
+        answers = await resolve(CLIENT_CITIES[0])
+    except Exception:  # noqa: BLE001 - any failure means: not yet
+        return False
+    return bool(answers)

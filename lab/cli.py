@@ -1,0 +1,175 @@
+"""`tradewind lab`: the whole world on one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from lab.bring_up import Lab
+from lab.clients import Client
+from lab.report import Report, failover, totals
+from lab.story import DRAINED, KILLED, Story
+from lab.view import LinesView, LiveView, show_report
+from lab.world import CLIENT_CITIES, DNS_PORT, EDGES, LONDON, MODEL, SERVICE, TENANTS
+from runtime.errors import TradewindError
+
+app = typer.Typer(
+    help="The whole world on one machine: etcd, control plane, DNS, edges, cores, clients.",
+    invoke_without_command=True,
+)
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  tradewind lab                            watch it, about a minute
+
+  tradewind lab --engine sim               the same with a simulated engine
+
+  tradewind lab --report report.json       and write what was seen
+
+  tradewind lab --serve                    keep it up, and be told how to use it
+"""
+
+
+class EngineName(StrEnum):
+    """Which engine the cores run."""
+
+    torch = "torch"
+    sim = "sim"
+
+
+@app.callback(epilog=EXAMPLES)
+def lab(
+    engine: Annotated[
+        EngineName, typer.Option(help="torch runs the real model; sim imitates service times.")
+    ] = EngineName.torch,
+    report: Annotated[
+        Path | None, typer.Option(help="Write requests, failovers and totals here, as JSON.")
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Keep everything up to explore; Ctrl-C stops it.")
+    ] = False,
+    directory: Annotated[
+        Path, typer.Option(help="Settings, certificates, logs and state go here.")
+    ] = Path(".lab"),
+) -> None:
+    """Start everything and tell the story; or, with --serve, keep it up."""
+    console = Console()
+    if engine is EngineName.sim:
+        console.print("[yellow]Engine: sim. Answers and service times are simulated.[/yellow]")
+    try:
+        found = asyncio.run(_main(console, engine.value, serve, directory.resolve()))
+    except TradewindError as error:
+        console.print(f"tradewind lab: {error}", style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from error
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("stopped")
+        raise typer.Exit(130) from None
+    if found is None:
+        return
+    show_report(console, found)
+    if report is not None:
+        report.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        console.print(f"report written to {report}", highlight=False)
+    raise typer.Exit(1 if found.totals.failed else 0)
+
+
+async def _main(console: Console, engine: str, serve: bool, directory: Path) -> Report | None:
+    """Run it and return what was seen; None after --serve, which runs until it is stopped."""
+    _cancel_on_sigterm()
+    loop = asyncio.get_running_loop()
+    started_s = loop.time()
+    view = LiveView(console) if console.is_terminal else LinesView(console)
+    world = Lab(directory, engine, console.print if serve else view.step)
+    try:
+        if serve:
+            await world.start()
+            _show_how(console, world)
+            await _watch(world)
+            return None
+        with view:
+            await world.start()
+            ready_s = loop.time()
+            story = _story(world, view, lambda: loop.time() - ready_s)
+            await story.run()
+        return _report(world, story, ready_s - started_s, loop.time() - ready_s)
+    finally:
+        await world.stop()
+
+
+def _cancel_on_sigterm() -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
+def _story(world: Lab, view: LiveView | LinesView, now: Callable[[], float]) -> Story:
+    clients = [
+        Client(city, tenant.name, world.keys[tenant.name], index, now)
+        for index, city in enumerate(CLIENT_CITIES)
+        for tenant in (TENANTS[index % len(TENANTS)],)
+    ]
+    return Story(
+        clients,
+        drain=lambda: world.drain(DRAINED),
+        kill=lambda: world.kill_core(KILLED),
+        audience=view,
+        now=now,
+    )
+
+
+def _report(world: Lab, story: Story, setup_s: float, duration_s: float) -> Report:
+    began = story.began_s
+    return Report(
+        engine=world.engine,
+        requests=tuple(story.outcomes),
+        drain=failover(DRAINED, "drain", began["drain"], story.outcomes),
+        kill=failover(KILLED, "kill", began["kill"], story.outcomes),
+        totals=totals(story.outcomes, world.memory_mb()),
+        setup_s=round(setup_s, 1),
+        duration_s=round(duration_s, 1),
+    )
+
+
+async def _watch(world: Lab) -> None:
+    """Stay until stopped; say so when a process ends by itself."""
+    while True:
+        world.supervisor.check()
+        await asyncio.sleep(1.0)
+
+
+def _show_how(console: Console, world: Lab) -> None:
+    """How to use a lab that stays up, ready to paste."""
+    edge = next(edge for edge in EDGES if edge.city is LONDON)
+    key = world.keys["acme"]
+    context = world.directory / "context.yaml"
+    client = LONDON.client_address
+    body = (
+        f'{{"model":"{MODEL}","messages":[{{"role":"user",'
+        '"content":"What is the capital of Germany?"}]}'
+    )
+    lines = (
+        "",
+        "The lab is up. From another terminal:",
+        f"  export TRADEWIND_CONTEXT={context} KEY={key}",
+        f"  dig @127.0.0.1 -p {DNS_PORT} {SERVICE} +subnet={LONDON.subnet}",
+        f"  curl -s {edge.url}/v1/chat/completions -H \"Authorization: Bearer $KEY\" -d '{body}'",
+        "  .venv/bin/tradewind status",
+        f"  .venv/bin/tradewind explain --client {client} --tenant acme --model {MODEL}",
+        "  .venv/bin/tradewind region drain frankfurt --reason 'trying it out'",
+        "  .venv/bin/tradewind region restore frankfurt --reason 'done'",
+        "With the openai package:",
+        f"  openai.OpenAI(base_url='{edge.url}/v1', api_key='$KEY')",
+        f"Keys of all tenants: {world.directory / 'keys.json'}; logs: {world.directory / 'logs'}.",
+        "Ctrl-C stops everything.",
+    )
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
