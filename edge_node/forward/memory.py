@@ -26,7 +26,7 @@ class MemoryExchange:
     async def next(self) -> Accept | Tokens | End:
         try:
             frame = await anext(self._answer)
-        except BaseException:
+        except Exception:
             self._over = True
             raise
         self._over = isinstance(frame, End)

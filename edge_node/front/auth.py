@@ -7,9 +7,8 @@ stops working at once.
 
 from __future__ import annotations
 
-import hashlib
-
 from edge_node.errors import InvalidKey
+from topology import api_key
 from topology.snapshot import Snapshot
 
 MAX_REMEMBERED = 4096
@@ -41,8 +40,7 @@ class Keyring:
             raise InvalidKey(given=False)
         if len(authorization) > MAX_HEADER_CHARACTERS:
             raise InvalidKey(given=True)
-        digest = hashlib.sha256(key.encode()).hexdigest()
-        tenant = self._snapshot.tenant_of_key(f"sha256:{digest}")
+        tenant = self._snapshot.tenant_of_key(api_key.digest(key))
         if tenant is None:
             raise InvalidKey(given=True)
         if len(self._known) >= MAX_REMEMBERED:

@@ -1,0 +1,319 @@
+"""One request's way through the regions: retries, resumption, limits."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_node.errors import AttemptsExhausted, Refused, RegionSilent
+from edge_node.figures import Figures
+from edge_node.forward.attempts import Ask, Attempts, Forwarder
+from edge_node.forward.choice import Choice
+from edge_node.forward.memory import Answer, MemoryUpstream, Region
+from edge_node.inflight import Cause, Flights
+from runtime.clock import ManualClock
+from tests.edge_node.worlds import (
+    RTT_MS,
+    TEXT,
+    WORDS,
+    answering,
+    dying,
+    refusing,
+    silent,
+    snapshot,
+    upstream,
+)
+from topology.overlay.errors import PathDown, RegionFailure
+from topology.overlay.frames import Accept, End, Request, Tokens
+
+
+class Client:
+    """A client that stays for ever."""
+
+    def client_disconnect(self) -> Any:
+        return asyncio.get_running_loop().create_future()
+
+
+class Trip:
+    """Attempts at one request, with everything they need."""
+
+    def __init__(
+        self,
+        regions: MemoryUpstream,
+        *,
+        stream: bool = True,
+        attempts: int = 3,
+        silence_s: float = 5.0,
+        deadline_s: float = 10.0,
+        tenant: str = "acme",
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        choice = Choice("london", regions.views, ManualClock(), Random(1))
+        choice.use(snapshot())
+        self.figures = Figures()
+        self.flights = Flights()
+        self.flight = self.flights.open(Client(), deadline_s, Cause.DEADLINE)
+        forwarder = Forwarder(regions, choice, self.figures, loop.time)
+        ask = Ask("r1", tenant, "small", 3, stream, b"{}", attempts, silence_s)
+        self.attempts: Attempts = forwarder.begin(ask, choice.decide(tenant, "small"), self.flight)
+        self.seen: list[Tokens] = []
+
+    async def run(self) -> End:
+        try:
+            while True:
+                frame = await self.attempts.next()
+                if isinstance(frame, End):
+                    return frame
+                self.seen.append(frame)
+        finally:
+            self.attempts.close()
+            self.flights.close(self.flight)
+
+    @property
+    def text(self) -> str:
+        return "".join(frame.text for frame in self.seen)
+
+
+def sent(regions: MemoryUpstream) -> list[str]:
+    return [region for region, _, _ in regions.sent]
+
+
+async def test_the_nearest_region_answers() -> None:
+    regions = upstream()
+    trip = Trip(regions)
+    end = await trip.run()
+    assert (trip.text, end.completion_tokens) == (TEXT, len(WORDS))
+    assert sent(regions) == ["frankfurt"]
+    _, request, body = regions.sent[0]
+    assert (request.attempt, request.tenant, request.model, body) == (1, "acme", "small", b"{}")
+    assert 9_900 <= request.deadline_ms <= 10_000
+    assert regions.cancelled == 0
+
+
+async def test_a_cut_before_the_first_token_is_tried_elsewhere() -> None:
+    regions = upstream(frankfurt=dying("frankfurt", 0))
+    trip = Trip(regions)
+    await trip.run()
+    assert trip.text == TEXT
+    assert sent(regions) == ["frankfurt", "dubai"]
+    assert [request.attempt for _, request, _ in regions.sent] == [1, 2]
+    assert trip.figures.resumed == 0
+
+
+async def test_a_cut_in_the_middle_is_continued_with_what_the_client_has() -> None:
+    regions = upstream(frankfurt=dying("frankfurt", 4))
+    trip = Trip(regions)
+    await trip.run()
+    assert trip.text == TEXT
+    assert regions.sent[1][1].resume_tokens == (1000, 1001, 1002, 1003)
+    assert trip.figures.resumed == 1
+
+
+async def test_no_region_is_tried_twice_and_no_more_than_allowed() -> None:
+    dead = {name: dying(name, 0) for name in RTT_MS}
+    regions = upstream(**dead)
+    with pytest.raises(AttemptsExhausted) as caught:
+        await Trip(regions).run()
+    assert sent(regions) == ["frankfurt", "dubai", "singapore"]
+    assert caught.value.tried == ("frankfurt", "dubai", "singapore")
+    regions = upstream(**dead)
+    with pytest.raises(AttemptsExhausted):
+        await Trip(regions, attempts=2).run()
+    assert sent(regions) == ["frankfurt", "dubai"]
+
+
+async def test_a_final_failure_is_not_tried_elsewhere() -> None:
+    regions = upstream(frankfurt=refusing("frankfurt", "invalid", 400, retryable=False))
+    with pytest.raises(AttemptsExhausted) as caught:
+        await Trip(regions).run()
+    assert isinstance(caught.value.last, RegionFailure)
+    assert sent(regions) == ["frankfurt"]
+
+
+async def test_an_overloaded_region_is_left_for_another() -> None:
+    regions = upstream(frankfurt=refusing("frankfurt", "overloaded", 503, retryable=True))
+    trip = Trip(regions)
+    await trip.run()
+    assert trip.text == TEXT
+    assert sent(regions) == ["frankfurt", "dubai"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_residency_holds_for_retries(stream: bool) -> None:
+    regions = upstream(frankfurt=dying("frankfurt", 2))
+    with pytest.raises(AttemptsExhausted) as caught:
+        await Trip(regions, stream=stream, tenant="eurobank").run()
+    assert sent(regions) == ["frankfurt"]
+    assert caught.value.streaming == stream
+
+
+async def test_a_region_that_became_unreachable_meanwhile_is_skipped() -> None:
+    regions = upstream()
+
+    async def cutting(request: Request, body: bytes) -> Answer:
+        regions.cut("dubai")
+        raise PathDown("frankfurt", "it was cut")
+        yield
+
+    regions.regions["frankfurt"] = cutting
+    trip = Trip(regions)
+    await trip.run()
+    assert sent(regions) == ["frankfurt", "singapore"]
+
+
+async def test_a_path_that_is_down_at_sending_counts_as_tried() -> None:
+    regions = upstream()
+    trip = Trip(regions)  # has decided for frankfurt
+    regions.cut("frankfurt")
+    await trip.run()
+    assert trip.text == TEXT
+    assert trip.attempts.tried == ["frankfurt", "dubai"]
+
+
+async def test_nobody_to_ask() -> None:
+    regions = upstream()
+    for name in RTT_MS:
+        regions.cut(name)
+    with pytest.raises(Refused) as caught:
+        await Trip(regions).run()
+    assert caught.value.decision.refusal == "no_region"
+
+
+async def test_a_silent_region_is_left_for_another_and_told_so() -> None:
+    regions = upstream(frankfurt=silent("frankfurt"))
+    trip = Trip(regions, silence_s=0.1)
+    await trip.run()
+    assert trip.text == TEXT
+    assert sent(regions) == ["frankfurt", "dubai"]
+    assert regions.cancelled == 1
+    task = asyncio.current_task()
+    assert task is not None and task.cancelling() == 0
+
+
+async def test_silence_in_the_middle_is_continued_elsewhere() -> None:
+    async def stalls(request: Request, body: bytes) -> Answer:
+        yield Tokens(0, (1000,), WORDS[0])
+        await asyncio.sleep(3600)
+
+    regions = upstream(frankfurt=stalls)
+    trip = Trip(regions, silence_s=0.1)
+    await trip.run()
+    assert trip.text == TEXT
+    assert regions.sent[1][1].resume_tokens == (1000,)
+
+
+async def test_all_silent() -> None:
+    regions = upstream(**{name: silent(name) for name in RTT_MS})
+    with pytest.raises(AttemptsExhausted) as caught:
+        await Trip(regions, silence_s=0.05).run()
+    assert isinstance(caught.value.last, RegionSilent)
+    assert sent(regions) == list(RTT_MS)
+
+
+async def test_the_deadline_outranks_silence_and_shrinks_with_every_attempt() -> None:
+    regions = upstream(frankfurt=silent("frankfurt"), dubai=silent("dubai"))
+    trip = Trip(regions, silence_s=0.2, deadline_s=0.35)
+    with pytest.raises(asyncio.CancelledError):
+        await trip.run()
+    assert trip.flight.cause is Cause.DEADLINE
+    first, second = (request.deadline_ms for _, request, _ in regions.sent)
+    assert second <= first - 190
+
+
+async def test_tokens_out_of_place_are_a_fault_of_the_region() -> None:
+    async def skips(request: Request, body: bytes) -> Answer:
+        yield Tokens(0, (1000,), WORDS[0])
+        yield Tokens(5, (1005,), WORDS[5])
+
+    regions = upstream(frankfurt=skips)
+    trip = Trip(regions)
+    await trip.run()
+    assert trip.text == TEXT
+
+
+def _without_ids(region: str, after: int) -> Region:
+    """A foreign engine: text, but no token ids; cut after some pieces."""
+
+    async def answer(request: Request, body: bytes) -> Answer:
+        assert request.resume_tokens == ()
+        yield Accept(0.0, 0.0, region, "foreign")
+        for word in WORDS[:after]:
+            yield Tokens(0, (), word)
+        raise PathDown(region, "it was cut")
+
+    return answer
+
+
+async def test_without_ids_a_whole_answer_is_begun_anew() -> None:
+    regions = upstream(frankfurt=_without_ids("frankfurt", 3))
+    trip = Trip(regions, stream=False)
+    await trip.run()
+    assert "".join(trip.attempts.text) == TEXT
+
+
+async def test_without_ids_a_stream_that_was_shown_ends_with_an_error() -> None:
+    regions = upstream(frankfurt=_without_ids("frankfurt", 3))
+    trip = Trip(regions)
+    with pytest.raises(AttemptsExhausted) as caught:
+        await trip.run()
+    assert caught.value.streaming
+    assert sent(regions) == ["frankfurt"]
+
+
+async def test_closing_tells_the_region() -> None:
+    regions = upstream(frankfurt=answering("frankfurt", pause_s=0.01))
+    trip = Trip(regions)
+    await trip.attempts.next()
+    trip.attempts.close()
+    trip.attempts.close()
+    trip.flights.close(trip.flight)
+    assert (regions.cancelled, trip.figures.cancelled) == (1, 1)
+
+
+# Invariant: a stream is never duplicated, reordered or cut while another region may serve it.
+
+
+def _chunked(region: str, sizes: list[int], cut_after: int | None) -> Region:
+    """Sends tokens in runs of the given sizes, and is cut after so many runs."""
+
+    async def answer(request: Request, body: bytes) -> Answer:
+        position = len(request.resume_tokens)
+        for run, size in enumerate(sizes * len(WORDS)):
+            if run == cut_after:
+                raise PathDown(region, "it was cut")
+            if position >= len(WORDS):
+                break
+            words = WORDS[position : position + size]
+            yield Tokens(position, tuple(range(position, position + len(words))), "".join(words))
+            position += len(words)
+        yield End("stop", 7, len(WORDS), 0.0)
+
+    return answer
+
+
+RUNS = st.lists(st.integers(1, 4), min_size=1, max_size=4)
+
+
+@given(RUNS, RUNS, RUNS, st.integers(0, 6), st.integers(0, 6), st.booleans())
+def test_whatever_dies_the_client_reads_the_answer_once(
+    first: list[int], second: list[int], third: list[int], cut1: int, cut2: int, stream: bool
+) -> None:
+    async def run() -> None:
+        regions = upstream(
+            frankfurt=_chunked("frankfurt", first, cut1),
+            dubai=_chunked("dubai", second, cut2),
+            singapore=_chunked("singapore", third, None),
+        )
+        trip = Trip(regions, stream=stream)
+        await trip.run()
+        assert "".join(trip.attempts.text) == TEXT
+        assert trip.text == TEXT
+        assert trip.attempts.ids == list(range(len(WORDS)))
+        assert len(set(sent(regions))) == len(regions.sent)
+
+    asyncio.run(run())
