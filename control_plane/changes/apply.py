@@ -24,6 +24,7 @@ from runtime import logs
 from runtime.clock import Clock
 from runtime.validation import InvalidDocument, Problem
 from topology import resources as res
+from topology.resources import Resource
 
 log = logs.get("changes")
 
@@ -50,6 +51,11 @@ class Changes:
         self._catalog = catalog
         self._clock = clock
         self._replica = replica
+
+    async def resources(self) -> tuple[Resource, ...]:
+        """What the store holds, read now."""
+        base = Base.of(await self._store.list(keys.RESOURCES))
+        return tuple(base.resources.values())
 
     async def plan(self, wanted: Wanted) -> Plan:
         """What would happen. Raises what `apply` raises, but never `ChangeRefused`."""

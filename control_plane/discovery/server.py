@@ -1,0 +1,306 @@
+"""The discovery server: delta ADS for edges, cores and DNS.
+
+A stream is authorised by its certificate, admitted at a bounded rate, and then follows what is
+published. Publishing is debounced: the first change goes out at once, further ones together,
+at most once every `debounce_ms`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable
+from typing import Annotated, Any
+
+import grpc
+import msgspec
+from envoy.service.discovery.v3 import discovery_pb2 as discovery
+
+from control_plane.catalog import Catalog
+from control_plane.discovery.admission import Admission
+from control_plane.discovery.deltas import Deltas
+from control_plane.discovery.errors import (
+    NoAnswer,
+    NotAllowed,
+    NothingToServe,
+    Replaced,
+    StreamRefused,
+    TooMany,
+)
+from control_plane.discovery.session import CATCH_UP_S, Nack, Session
+from control_plane.peers import principal_of_call
+from runtime import logs
+from runtime.clock import Clock
+from runtime.identity import IdentityError, Principal
+from runtime.metrics import Sample
+from topology.wire.subscription import Origin
+
+log = logs.get("discovery")
+
+ROLES = frozenset({"edge", "core", "dns"})
+SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+METHOD = "DeltaAggregatedResources"
+
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs leave it out
+_SWEEP_S = 1.0
+
+Positive = Annotated[int, msgspec.Meta(gt=0)]
+
+
+class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of the discovery server."""
+
+    debounce_ms: Positive = 100
+    """The shortest time between two pushes; the first change after a pause goes out at once."""
+    admissions_per_s: Positive = 500
+    """How many nodes are taken in per second once `admission_burst` is used up."""
+    admission_burst: Positive = 200
+    """How many nodes may come at the same moment."""
+    admission_longest_wait_ms: Positive = 30_000
+    """A node that would wait longer is told to try another replica."""
+    first_request_timeout_ms: Positive = 10_000
+    """How long a stream may stay silent at its beginning."""
+    ack_timeout_ms: Positive = 30_000
+    """A node that answers no response for this long loses its stream, and opens another."""
+    max_nodes: Positive = 20_000
+    """How many nodes may be connected; as many again are remembered after they left."""
+
+
+class DiscoveryServer:
+    """Serves one replica's catalog. `start()`, add to a server, and `await close()` before it."""
+
+    def __init__(
+        self, catalog: Catalog, replica: str, clock: Clock, settings: DiscoverySettings
+    ) -> None:
+        self._catalog = catalog
+        self._replica = replica
+        self._clock = clock
+        self._settings = settings
+        self._deltas = Deltas(catalog.view.snapshot)
+        self._admission = Admission(
+            settings.admissions_per_s,
+            settings.admission_burst,
+            settings.admission_longest_wait_ms / 1e3,
+        )
+        self._streams: dict[str, _Stream] = {}
+        self._left: OrderedDict[str, Session] = OrderedDict()
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pushes = self._nacks = self._refused = 0
+
+    def start(self) -> None:
+        self._catalog.on_change(self._changed.set)
+        self._changed.set()
+        self._tasks = [
+            asyncio.create_task(self._publish_forever(), name="discovery-publish"),
+            asyncio.create_task(self._sweep_forever(), name="discovery-sweep"),
+        ]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for stream in list(self._streams.values()):
+            stream.end(NothingToServe("this replica is shutting down"))
+
+    def add_to(self, server: Any) -> None:
+        """Register on a `grpc.aio` server. Responses are bytes already: see `Deltas.body`."""
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._serve,
+            request_deserializer=discovery.DeltaDiscoveryRequest.FromString,
+            response_serializer=None,
+        )
+        handlers = grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})
+        server.add_generic_rpc_handlers((handlers,))
+
+    @property
+    def sessions(self) -> Iterable[Session]:
+        """Every node connected, and those remembered."""
+        yield from (stream.session for stream in self._streams.values())
+        yield from (s for node_id, s in self._left.items() if node_id not in self._streams)
+
+    def samples(self) -> Iterable[Sample]:
+        """Figures for Prometheus."""
+        sent = self._deltas.current.revision
+        behind = sum(s.session.acked_revision != sent for s in self._streams.values())
+        yield Sample("tradewind_discovery_nodes", "Connected nodes", len(self._streams))
+        yield Sample("tradewind_discovery_nodes_behind", "Nodes without the newest", behind)
+        yield Sample("tradewind_discovery_revision", "The revision served", sent)
+        yield Sample("tradewind_discovery_pushes_total", "Responses sent", self._pushes)
+        yield Sample("tradewind_discovery_nacks_total", "Responses refused by nodes", self._nacks)
+        yield Sample("tradewind_discovery_refused_total", "Streams not served", self._refused)
+
+    async def _serve(self, requests: AsyncIterator[Any], context: Any) -> None:
+        # Before anything else: it tells the client that somebody listens.
+        await context.send_initial_metadata(())
+        try:
+            principal = _authorise(context)
+            await self._converse(requests, context, principal)
+        except StreamRefused as refusal:
+            self._refused += 1
+            log.warning("stream ended", peer=context.peer(), reason=str(refusal))
+            await context.abort(refusal.code, str(refusal))
+
+    async def _converse(
+        self, requests: AsyncIterator[Any], context: Any, principal: Principal
+    ) -> None:
+        first = await self._first_request(requests)
+        node_id = _check_node(first.node.id, principal)
+        if not self._catalog.view.ready:
+            raise NothingToServe("this replica has no configuration yet", hint="try another one")
+        await self._admit()
+        now_s, wall_s = self._clock.now(), self._clock.wall()
+        session = Session(node_id, principal, first, self._deltas, now_s, wall_s)
+        stream = _Stream(session)
+        self._enter(stream)
+        reader = asyncio.create_task(self._read(requests, stream), name=f"ads-{node_id}")
+        try:
+            await self._write(context, stream)
+        finally:
+            reader.cancel()
+            self._leave(stream)
+
+    async def _first_request(self, requests: AsyncIterator[Any]) -> Any:
+        try:
+            async with asyncio.timeout(self._settings.first_request_timeout_ms / 1e3):
+                return await anext(requests)
+        except (TimeoutError, StopAsyncIteration) as error:
+            raise NoAnswer("the stream began with no request") from error
+
+    async def _admit(self) -> None:
+        wait_s = self._admission.reserve(self._clock.now())
+        if wait_s is None:
+            raise TooMany("too many nodes come at once", hint="try again, or another replica")
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+
+    def _enter(self, stream: _Stream) -> None:
+        node_id = stream.session.node_id
+        earlier = self._streams.get(node_id)
+        if earlier is None and len(self._streams) >= self._settings.max_nodes:
+            raise TooMany(f"{self._settings.max_nodes} nodes are connected already")
+        self._streams[node_id] = stream
+        if earlier is not None:
+            earlier.end(Replaced(f"{node_id} opened another stream"))
+        log.info("node connected", node=node_id, revision=stream.session.held_revision)
+
+    def _leave(self, stream: _Stream) -> None:
+        session = stream.session
+        session.leave(self._clock.wall())
+        if self._streams.get(session.node_id) is not stream:
+            return  # replaced
+        del self._streams[session.node_id]
+        self._left[session.node_id] = session
+        self._left.move_to_end(session.node_id)
+        while len(self._left) > self._settings.max_nodes:
+            self._left.popitem(last=False)
+        log.info("node left", node=session.node_id)
+
+    async def _read(self, requests: AsyncIterator[Any], stream: _Stream) -> None:
+        session = stream.session
+        try:
+            async for request in requests:
+                earlier = session.nack
+                session.receive(request, self._clock.wall())
+                if session.nack is not None and session.nack is not earlier:
+                    self._note_nack(session, session.nack)
+                stream.wake()
+            stream.end(None)
+        except StreamRefused as refusal:
+            stream.end(refusal)
+        except asyncio.CancelledError:
+            stream.end(None)
+            raise
+        except Exception as error:  # the stream's outermost edge: one node's trouble is its own
+            log.exception("reading from a node failed", node=session.node_id)
+            stream.end(StreamRefused(f"reading failed: {error!r}"))
+
+    async def _write(self, context: Any, stream: _Stream) -> None:
+        while not stream.ended:
+            stream.woken.clear()
+            response = stream.session.next_response(self._origin(), self._clock.now())
+            if response is not None:
+                self._pushes += 1
+                await context.write(response)
+                continue
+            catching_up = stream.session.waits_for_catch_up
+            try:
+                async with asyncio.timeout(CATCH_UP_S if catching_up else None):
+                    await stream.woken.wait()
+            except TimeoutError:
+                continue
+        if stream.refusal is not None:
+            raise stream.refusal
+
+    def _note_nack(self, session: Session, nack: Nack) -> None:
+        self._nacks += 1
+        log.error(
+            "a node refused a revision",
+            node=session.node_id,
+            revision=nack.revision,
+            reason=nack.reason,
+        )
+
+    def _origin(self) -> Origin:
+        return Origin(self._replica, self._catalog.view.stale_since_s)
+
+    async def _publish_forever(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            self._deltas.publish(self._catalog.view.snapshot)
+            for stream in self._streams.values():
+                stream.wake()
+            await asyncio.sleep(self._settings.debounce_ms / 1e3)
+
+    async def _sweep_forever(self) -> None:
+        limit_s = self._settings.ack_timeout_ms / 1e3
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now_s = self._clock.now()
+            for stream in list(self._streams.values()):
+                if stream.session.unanswered_for_s(now_s) > limit_s:
+                    stream.end(NoAnswer(f"no ACK and no NACK within {limit_s:g} s"))
+
+
+class _Stream:
+    """A session and what its writer waits for."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.woken = asyncio.Event()
+        self.ended = False
+        self.refusal: StreamRefused | None = None
+
+    def wake(self) -> None:
+        self.woken.set()
+
+    def end(self, refusal: StreamRefused | None) -> None:
+        if not self.ended:
+            self.ended = True
+            self.refusal = refusal
+            self.woken.set()
+
+
+def _authorise(context: Any) -> Principal:
+    try:
+        principal = principal_of_call(context)
+    except IdentityError as error:
+        raise NotAllowed(str(error)) from error
+    if principal.role not in ROLES:
+        raise NotAllowed(
+            f"{principal} may not subscribe", hint=f"roles: {', '.join(sorted(ROLES))}"
+        )
+    return principal
+
+
+def _check_node(node_id: str, principal: Principal) -> str:
+    """The id of a node is its principal, and `/<worker>` where it has several processes."""
+    own = str(principal)
+    worker = node_id.removeprefix(f"{own}/")
+    if node_id != own and (worker == node_id or not worker or "/" in worker or len(worker) > 63):
+        raise NotAllowed(
+            f"node {node_id[:100]!r} with the certificate of {own}",
+            hint=f"node.id must be {own!r}, or {own + '/<worker>'!r}",
+        )
+    return node_id

@@ -1,0 +1,186 @@
+"""The server's half of delta xDS for one stream of one node, without a socket.
+
+At most one response is unacknowledged, so that nothing queues up: whatever is published
+meanwhile, the node's next response goes straight from what it holds to the newest snapshot.
+
+Caller's duties: hand every request to `receive`; whenever something was received or published,
+ask `next_response` and send what it returns, until it returns None.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from envoy.service.discovery.v3 import discovery_pb2 as discovery
+from msgspec import Struct
+
+from control_plane.discovery.deltas import NOTHING, Deltas, Held, notice
+from control_plane.discovery.errors import InvalidSubscription
+from runtime.identity import Principal
+from topology.wire import codec
+from topology.wire.subscription import HELD_REVISION, Origin
+
+# A node that comes from a fresher replica is not sent back in time: it waits this long for this
+# replica to catch up. After that this replica's word counts (the store was restored, say).
+CATCH_UP_S = 2.0
+_REASON_CHARACTERS = 2_000
+_MAX_UNSUPPORTED = 8
+
+
+class Nack(Struct, frozen=True):
+    """A response that the node refused."""
+
+    revision: int
+    reason: str
+    at_s: float  # Unix time
+
+
+class _InFlight(Struct, frozen=True):
+    nonce: str
+    held: Held  # what the node holds once it accepts
+    revision: int
+    sent_s: float
+    delivers: bool  # False: a notice, which changes nothing
+
+
+class Session:
+    """`now_s` is a monotonic time, `wall_s` Unix time, both in seconds."""
+
+    def __init__(
+        self,
+        node_id: str,
+        principal: Principal,
+        first: discovery.DeltaDiscoveryRequest,
+        deltas: Deltas,
+        now_s: float,
+        wall_s: float,
+    ) -> None:
+        self.node_id = node_id
+        self.principal = principal
+        self.connected = True
+        self.since_s = wall_s
+        self.acked_revision = 0
+        self.sent_revision = 0
+        self.nack: Nack | None = None
+        self.unsupported: dict[str, None] = {}
+        self._deltas = deltas
+        self._held = deltas.recognise(dict(first.initial_resource_versions))
+        self._held_revision = _held_revision(first)
+        self._in_flight: _InFlight | None = None
+        self._refused = 0  # the token of the snapshot that it refused
+        self._origin: Origin | None = None
+        self._catch_up_until_s = now_s + CATCH_UP_S
+        self._nonces = 0
+        self._unanswered: list[discovery.DeltaDiscoveryResponse] = []
+        self._subscribed = False
+        self.receive(first, wall_s)
+
+    def receive(self, request: discovery.DeltaDiscoveryRequest, wall_s: float) -> None:
+        """A subscription, an ACK or a NACK. Raises `InvalidSubscription`."""
+        if request.type_url != codec.TYPE_URL:
+            self._answer_unsupported(request)
+            return
+        if request.response_nonce:
+            self._answered(request, wall_s)
+        self._check_names(request)
+        self._subscribed = True
+
+    def leave(self, wall_s: float) -> None:
+        """The stream is over; what is remembered of it is small."""
+        self.connected = False
+        self.since_s = wall_s
+        self._held = NOTHING
+        self._in_flight = None
+
+    def next_response(self, origin: Origin, now_s: float) -> bytes | None:
+        """What to send now, serialised, or None."""
+        if self._unanswered:
+            return bytes(self._unanswered.pop(0).SerializeToString())
+        if self._in_flight is not None or not self._subscribed:
+            return None
+        target = self._deltas.current
+        behind = self._held.token != target.token or self._held_revision != target.revision
+        if behind and self._refused != target.token:
+            if target.revision >= self._held_revision or self._may_go_back(origin, now_s):
+                return self._send(target, target.revision, origin, now_s, delivers=True)
+            if self._origin is None and origin.stale_since_s is None:
+                return None  # soon caught up; meanwhile the node believes its last replica
+        if origin == self._origin:
+            return None
+        return self._send(self._held, self._held_revision, origin, now_s, delivers=False)
+
+    def unanswered_for_s(self, now_s: float) -> float:
+        """How long the response in flight has been out; 0 where there is none."""
+        return now_s - self._in_flight.sent_s if self._in_flight else 0.0
+
+    @property
+    def held_revision(self) -> int:
+        """The revision of the snapshot that the node holds, as far as it said."""
+        return self._held_revision
+
+    @property
+    def waits_for_catch_up(self) -> bool:
+        return self._deltas.current.revision < self._held_revision
+
+    def _may_go_back(self, origin: Origin, now_s: float) -> bool:
+        return origin.stale_since_s is None and now_s >= self._catch_up_until_s
+
+    def _send(
+        self, held: Held, revision: int, origin: Origin, now_s: float, *, delivers: bool
+    ) -> bytes:
+        self._nonces += 1
+        nonce = f"{revision}.{self._nonces}"
+        body = self._deltas.body(self._held) if delivers else notice(revision)
+        tail = discovery.DeltaDiscoveryResponse(nonce=nonce)
+        tail.control_plane.identifier = msgspec.json.encode(origin).decode()
+        self._in_flight = _InFlight(nonce, held, revision, now_s, delivers)
+        self._origin = origin
+        self.sent_revision = revision
+        return body + bytes(tail.SerializeToString())
+
+    def _answered(self, request: discovery.DeltaDiscoveryRequest, wall_s: float) -> None:
+        sent = self._in_flight
+        if sent is None or request.response_nonce != sent.nonce:
+            return  # an answer to something older: xDS says to ignore it
+        self._in_flight = None
+        if request.HasField("error_detail"):
+            self.nack = Nack(
+                sent.revision, request.error_detail.message[:_REASON_CHARACTERS], wall_s
+            )
+            self._refused = sent.held.token
+            return
+        self._held = sent.held
+        self._held_revision = self.acked_revision = sent.revision
+        if sent.delivers:
+            self.nack = None
+
+    def _check_names(self, request: discovery.DeltaDiscoveryRequest) -> None:
+        named = [name for name in request.resource_names_subscribe if name != "*"]
+        if named or request.resource_names_unsubscribe:
+            raise InvalidSubscription(
+                "this server serves all resources to each subscriber, not single ones",
+                hint="subscribe to '*'",
+            )
+
+    def _answer_unsupported(self, request: discovery.DeltaDiscoveryRequest) -> None:
+        """A type that is not served here exists nowhere: say so once, and note it for people."""
+        if request.response_nonce or request.type_url in self.unsupported:
+            return
+        if len(self.unsupported) >= _MAX_UNSUPPORTED:
+            raise InvalidSubscription(
+                f"{request.type_url[:100]!r} is one type too many that is not served here",
+                hint=f"this server serves {codec.TYPE_URL}",
+            )
+        self.unsupported[request.type_url[:200]] = None
+        self._nonces += 1
+        response = discovery.DeltaDiscoveryResponse(
+            type_url=request.type_url,
+            nonce=f"0.{self._nonces}",
+            system_version_info="0",
+            removed_resources=[n for n in request.resource_names_subscribe if n != "*"],
+        )
+        self._unanswered.append(response)
+
+
+def _held_revision(first: discovery.DeltaDiscoveryRequest) -> int:
+    text: str = first.node.metadata.fields[HELD_REVISION].string_value
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
