@@ -8,6 +8,7 @@ at most once every `debounce_ms`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
@@ -84,6 +85,7 @@ class DiscoveryServer:
         )
         self._streams: dict[str, _Stream] = {}
         self._left: OrderedDict[str, Session] = OrderedDict()
+        self._published = False
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._pushes = self._nacks = self._refused = 0
@@ -114,6 +116,11 @@ class DiscoveryServer:
         server.add_generic_rpc_handlers((handlers,))
 
     @property
+    def revision(self) -> int:
+        """The revision that is published to nodes now."""
+        return self._deltas.current.revision
+
+    @property
     def sessions(self) -> Iterable[Session]:
         """Every node connected, and those remembered."""
         yield from (stream.session for stream in self._streams.values())
@@ -121,7 +128,7 @@ class DiscoveryServer:
 
     def samples(self) -> Iterable[Sample]:
         """Figures for Prometheus."""
-        sent = self._deltas.current.revision
+        sent = self.revision
         behind = sum(s.session.acked_revision != sent for s in self._streams.values())
         yield Sample("tradewind_discovery_nodes", "Connected nodes", len(self._streams))
         yield Sample("tradewind_discovery_nodes_behind", "Nodes without the newest", behind)
@@ -146,8 +153,8 @@ class DiscoveryServer:
     ) -> None:
         first = await self._first_request(requests)
         node_id = _check_node(first.node.id, principal)
-        if not self._catalog.view.ready:
-            raise NothingToServe("this replica has no configuration yet", hint="try another one")
+        if not self._published:
+            self._publish()
         await self._admit()
         now_s, wall_s = self._clock.now(), self._clock.wall()
         session = Session(node_id, principal, first, self._deltas, now_s, wall_s)
@@ -244,13 +251,22 @@ class DiscoveryServer:
     def _origin(self) -> Origin:
         return Origin(self._replica, self._catalog.view.stale_since_s)
 
+    def _publish(self) -> None:
+        """Raises `NothingToServe`: no configuration is not the same as an empty one."""
+        view = self._catalog.view
+        if not view.ready:
+            raise NothingToServe("this replica has no configuration yet", hint="try another one")
+        self._published = True
+        self._deltas.publish(view.snapshot)
+        for stream in self._streams.values():
+            stream.wake()
+
     async def _publish_forever(self) -> None:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            self._deltas.publish(self._catalog.view.snapshot)
-            for stream in self._streams.values():
-                stream.wake()
+            with contextlib.suppress(NothingToServe):
+                self._publish()
             await asyncio.sleep(self._settings.debounce_ms / 1e3)
 
     async def _sweep_forever(self) -> None:
