@@ -68,6 +68,7 @@ class Tunnels:
         self._views: Views = {}
         self._views_until = 0.0
         self._closed = False
+        self._news = asyncio.Event()
 
     # Upstream
 
@@ -107,9 +108,20 @@ class Tunnels:
             self._retire(road.tunnel)
             self._retire(road.coming)
         self._views_until = 0.0
+        self._news.set()
 
     def statuses(self) -> list[TunnelStatus]:
         return [r.tunnel.status for r in self._roads.values() if r.tunnel is not None]
+
+    async def all_connected(self) -> None:
+        """Return once there are regions, and each of them is connected."""
+        while not (self._roads and all(self._is_connected(r) for r in self._roads.values())):
+            self._news.clear()
+            await self._news.wait()
+
+    @staticmethod
+    def _is_connected(road: Road) -> bool:
+        return road.tunnel is not None and road.tunnel.connected
 
     async def close(self) -> None:
         """Close all of them at once; what still runs in them ends with `PathDown`."""
@@ -130,17 +142,18 @@ class Tunnels:
         return tunnel
 
     def _readdress(self, road: Road, addresses: tuple[str, ...]) -> None:
-        before = road.address
         road.addresses = addresses
-        if road.address == before and road.coming is None:
-            return
         self._retire(road.coming)
+        road.coming = None
+        if road.tunnel is not None and road.tunnel.address == road.address:
+            return
         road.coming = self._start(road)
         log.info("region readdressed", region=road.region, address=road.address)
 
     def _changed(self, status: TunnelStatus) -> None:
         """A tunnel connected, failed or closed."""
         self._views_until = 0.0
+        self._news.set()
         road = self._roads.get(status.region)
         if road is None or self._closed:
             return
