@@ -22,17 +22,80 @@ from typing import Any
 import uvloop
 
 from tests.overlay.certificates import Authority
+from topology.overlay import client, server, udp
 from topology.overlay.frames import Accept, End, Request, Tokens
 from topology.overlay.server import OverlayServer, ServerExchange
 from topology.overlay.tunnel import Tunnel
+from topology.overlay.udp import UdpCounters, UdpPort
 
 _ACCEPT = Accept(0.0, 0.1, "singapore", "sim")
 _END = End("stop", 20, 8, 0.1)
 
 
-def _cpu_s() -> float:
+class TransportPort(UdpPort):
+    """The same socket driven by the event loop's own datagram transport, to compare."""
+
+    def __init__(self, loop: Any, sock: Any, on_batch: Any, on_refused: Any = None) -> None:
+        self.counters = UdpCounters()
+        self._socket = sock
+        self._waiting: list[Any] = []
+        self._held: list[Any] = []
+        self._deliver = on_batch
+        self._running = loop
+        self._transport: Any = None
+        port = self
+
+        class Protocol(asyncio.DatagramProtocol):
+            def connection_made(self, transport: Any) -> None:
+                port._transport = transport
+                for datagrams, address in port._waiting:
+                    port.send(datagrams, address)
+
+            def datagram_received(self, data: bytes, addr: Any) -> None:
+                if not port._held:
+                    loop.call_soon(port._flush)
+                port._held.append((data, addr))
+
+        self._task = loop.create_task(loop.create_datagram_endpoint(Protocol, sock=sock))
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        self.counters.reads += len(held)
+        self.counters.datagrams_in += len(held)
+        self._deliver(held)
+
+    def read_now(self) -> None: ...
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def send(self, datagrams: list[bytes], address: Any) -> None:
+        if self._transport is None:
+            self._waiting.append((datagrams, address))
+            return
+        self.counters.writes += len(datagrams)
+        self.counters.datagrams_out += len(datagrams)
+        for datagram in datagrams:
+            self._transport.sendto(datagram, address)
+
+
+class PlainPort(UdpPort):
+    """The raw socket without segmentation offload."""
+
+    def __init__(self, loop: Any, sock: Any, on_batch: Any, on_refused: Any = None) -> None:
+        super().__init__(loop, sock, on_batch, on_refused)
+        self._segments = False
+        udp._enable(sock, udp._UDP_GRO, 0)
+
+
+PORTS = {"offload": UdpPort, "plain": PlainPort, "transport": TransportPort}
+
+
+def _cpu_s() -> tuple[float, float]:
+    """Seconds of processor time in Python and in the kernel."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    return usage.ru_utime, usage.ru_stime
 
 
 def _rss_mib() -> float:
@@ -109,15 +172,15 @@ async def _client(identity: Any, port: int, pipe: Any, options: argparse.Namespa
         later = pipe.recv()
         n = len(latencies)
         ordered = sorted(latencies)
-        client_us = (_cpu_s() - client) / n * 1e6
-        server_us = (later[0] - server[0]) / n * 1e6
+        spent = [*zip(client, _cpu_s(), strict=True), *zip(server[0], later[0], strict=True)]
+        us = [(b - a) / n * 1e6 for a, b in spent]
         after = (udp.datagrams_in, udp.reads, udp.datagrams_out, udp.writes, udp.dropped)
         c = [b - a for a, b in zip(before, after, strict=True)]
         s = [b - a for a, b in zip(server[2:], later[2:], strict=True)]
         print(
             f"{n / took:8.0f}/s  p50 {statistics.median(ordered) * 1e3:6.2f} ms  "
             f"p99 {ordered[int(n * 0.99)] * 1e3:6.2f} ms  "
-            f"cpu client {client_us:5.1f} us, server {server_us:5.1f} us  "
+            f"us client {us[0]:.1f}+{us[1]:.1f}, server {us[2]:.1f}+{us[3]:.1f}  "
             f"datagrams/exchange out {c[2] / n:.2f} in {c[0] / n:.2f}  "
             f"per write {c[2] / max(1, c[3]):.1f}, {s[2] / max(1, s[3]):.1f}; "
             f"per read {c[0] / max(1, c[1]):.1f}, {s[0] / max(1, s[1]):.1f}  "
@@ -135,10 +198,12 @@ def main() -> None:
     parser.add_argument("--body", type=int, default=300)
     parser.add_argument("--frames", type=int, default=1)
     parser.add_argument("--profile", choices=("client", "server"))
+    parser.add_argument("--socket", choices=PORTS, default="offload")
     options = parser.parse_args()
+    client.UdpPort = server.UdpPort = PORTS[options.socket]  # type: ignore[misc]
     ca = Authority()
     ours, theirs = multiprocessing.Pipe()
-    server = multiprocessing.get_context("fork").Process(
+    process = multiprocessing.get_context("fork").Process(
         target=_server,
         args=(
             ca.issue("core", "singapore"),
@@ -148,14 +213,14 @@ def main() -> None:
             options.profile == "server",
         ),
     )
-    server.start()
+    process.start()
     edge = ca.issue("edge", "tokyo")
     port = ours.recv()
     _profiled(lambda: uvloop.run(_client(edge, port, ours, options)), options.profile == "client")
     ours.send("stop")
-    server.join(10)
-    if server.is_alive():
-        server.kill()
+    process.join(10)
+    if process.is_alive():
+        process.kill()
 
 
 if __name__ == "__main__":

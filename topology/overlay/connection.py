@@ -10,12 +10,12 @@ from typing import Any, cast
 
 from aioquic import tls
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
-from aioquic.quic.packet import QuicFrameType, QuicProtocolVersion
+from aioquic.quic.packet import QuicProtocolVersion
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from runtime.identity import Identity, Principal
+from topology.overlay.transport import Transport
 from topology.overlay.trust import Refusal, Trust
 
 ALPN = "tradewind/1"
@@ -60,7 +60,7 @@ def configure(
     return configuration
 
 
-class OverlayConnection(QuicConnection):
+class OverlayConnection(Transport):
     """One end of a connection. `peer` is set once the peer's certificate was accepted."""
 
     def __init__(
@@ -86,39 +86,6 @@ class OverlayConnection(QuicConnection):
     def rtt_s(self) -> float | None:
         """Smoothed round-trip time (RFC 9002, section 5.3)."""
         return float(self._loss._rtt_smoothed) if self._loss._rtt_initialized else None
-
-    # Flow control: a stream's limit follows what its consumer took, not what arrived
-
-    def grant(self, stream_id: int, limit_bytes: int) -> None:
-        """Let the peer send up to `limit_bytes` on a stream, counted from its beginning."""
-        stream = self._streams.get(stream_id)
-        if stream is not None and limit_bytes > stream.max_stream_data_local:
-            stream.max_stream_data_local = limit_bytes
-
-    def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
-        if stream.max_stream_data_local_sent != stream.max_stream_data_local:
-            buf = builder.start_frame(
-                QuicFrameType.MAX_STREAM_DATA,
-                capacity=17,
-                handler=self._on_max_stream_data_delivery,
-                handler_args=(stream,),
-            )
-            buf.push_uint_var(stream.stream_id)
-            buf.push_uint_var(stream.max_stream_data_local)
-            stream.max_stream_data_local_sent = stream.max_stream_data_local
-
-    def abandon(self, stream_id: int, code: int) -> None:
-        """Neither send nor receive any more on a stream, whatever its state."""
-        stream = self._streams.get(stream_id)
-        if stream is not None:
-            stream.sender.reset(code)
-            if not stream.receiver.is_finished:
-                stream.receiver.stop(code)
-
-    def unacknowledged_bytes(self, stream_id: int) -> int:
-        """What was written to a stream and the peer has not acknowledged yet."""
-        stream = self._streams.get(stream_id)
-        return 0 if stream is None else len(stream.sender._buffer)
 
     # Mutual authentication
 
