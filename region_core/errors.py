@@ -8,7 +8,7 @@ starting, or tell a caller of a decision that it was refused.
 from __future__ import annotations
 
 from runtime.errors import TradewindError
-
+from topology.overlay.frames import ErrorCode
 
 # The weights.
 
@@ -50,7 +50,7 @@ class Refused(TradewindError):
 
     def __init__(
         self,
-        code: str,
+        code: ErrorCode,
         message: str,
         *,
         status: int,

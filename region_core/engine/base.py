@@ -63,6 +63,8 @@ class Tokenizer(Protocol):
     """Text in, tokens out, and bytes back. Thread-safe."""
 
     end_ids: frozenset[int]
+    vocabulary: int  # tokens are below it
+    longest_token_bytes: int  # text of n bytes has n / this many tokens, or more
 
     def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The prompt of a conversation, through the model's chat template.
@@ -78,11 +80,6 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """What a token adds to the answer: UTF-8, perhaps a part of a character only."""
-        ...
-
-    @property
-    def longest_token_bytes(self) -> int:
-        """No token stands for more bytes: text of n bytes has n / this many tokens or more."""
         ...
 
 

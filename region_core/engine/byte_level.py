@@ -27,12 +27,14 @@ class ByteLevelTokenizer:
         self.end_ids = frozenset(card.end_ids)
         special = frozenset(card.special_ids)
         letters = byte_letters()
-        texts = [self._tokenizer.id_to_token(index) for index in range(card.vocabulary)]
+        texts = [self._tokenizer.id_to_token(index) or "" for index in range(card.vocabulary)]
         self._bytes = [
             b"" if index in special else bytes(letters[letter] for letter in text)
             for index, text in enumerate(texts)
         ]
-        self._longest = max(max(map(len, self._bytes)), max(len(texts[s]) for s in special))
+        self.vocabulary = card.vocabulary
+        longest = max(len(texts[index].encode()) for index in special)
+        self.longest_token_bytes = max(longest, *map(len, self._bytes))
         self._template = ChatTemplate(card.chat_template, [texts[index] for index in special])
 
     def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -46,7 +48,3 @@ class ByteLevelTokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         return self._bytes[token]
-
-    @property
-    def longest_token_bytes(self) -> int:
-        return self._longest

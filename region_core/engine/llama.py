@@ -63,7 +63,7 @@ class Llama:
         self._norm = tensors["norm"]
         names = ("attention_norm", "qkv", "output", "hidden_norm", "gate_up", "down")
         self._layers: list[Layer] = [
-            tuple(tensors[f"layers.{layer}.{name}"] for name in names)  # type: ignore[misc]
+            tuple(tensors[f"layers.{layer}.{name}"] for name in names)
             for layer in range(card.layers)
         ]
         self._turns = _turns(card, context).to(device)

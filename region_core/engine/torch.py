@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 import torch
 from msgspec import Struct
 
 from region_core.engine.attention_plan import Block, blocks, runs
-from region_core.engine.base import Begin, Description, Limits, Sampling
+from region_core.engine.base import Begin, Description, Limits, Sampling, Tokenizer
 from region_core.engine.byte_level import ByteLevelTokenizer
 from region_core.engine.kv_cache import KeyValueCache
 from region_core.engine.llama import Llama, Rows
@@ -55,7 +56,7 @@ class TorchEngine:
         self._device = torch.device(device)
         self.limits = limits
         card = bundle.card
-        self.tokenizer = ByteLevelTokenizer(bundle.tokenizer, card)
+        self.tokenizer: Tokenizer = ByteLevelTokenizer(bundle.tokenizer, card)
         self._model = Llama(bundle.weights, card, limits.context_tokens, self._device)
         self._cache = KeyValueCache(
             card.layers,
@@ -69,7 +70,7 @@ class TorchEngine:
         self._slots: dict[int, _Slot] = {}
         name = str(self._model.dtype).removeprefix("torch.")
         self.description = Description("torch", card.title, device, name)
-        log.info("engine", **{f: getattr(self.description, f) for f in Description.__struct_fields__})
+        log.info("engine", **msgspec.structs.asdict(self.description))
 
     def begin(self, sequence: Begin) -> None:
         self._slots[sequence.slot] = _Slot(sequence)
@@ -111,9 +112,7 @@ class TorchEngine:
         state = self._slots[chunk.slot]
         stop = chunk.start + chunk.count
         place = self._cache.place(chunk.slot, 0)
-        layout.blocks += blocks(
-            len(layout.ids), chunk.slot, chunk.start, chunk.count, state.prompt
-        )
+        layout.blocks += blocks(len(layout.ids), chunk.slot, chunk.start, chunk.count, state.prompt)
         layout.ids += state.input[chunk.start : stop]
         layout.positions += range(chunk.start, stop)
         layout.places += range(place + chunk.start, place + stop)

@@ -184,4 +184,4 @@ def _encoded(matrix: Matrix, dtype: Dtype) -> bytes:
         return np.ascontiguousarray(matrix, dtype="<f4").tobytes()
     bits = np.ascontiguousarray(matrix, dtype="<f4").view("<u4")
     rounded = bits + 0x7FFF + ((bits >> 16) & 1)  # to nearest, ties to even; no NaN in weights
-    return (rounded >> 16).astype("<u2").tobytes()
+    return bytes((rounded >> 16).astype("<u2").tobytes())

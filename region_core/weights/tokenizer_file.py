@@ -22,7 +22,8 @@ def build(pairs: BytePairs) -> Any:
     """A `tokenizers.Tokenizer` for these pairs."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    merges = [tuple(merge.split(" ", 1)) for merge in pairs.merges]
+    split = (merge.partition(" ") for merge in pairs.merges)
+    merges = [(left, right) for left, _, right in split]
     vocabulary = {token: index for index, token in enumerate(pairs.tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, fuse_unk=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,0 +1,209 @@
+"""The engine's thread: plan, step, hand over; again.
+
+A thread, not a process. The model's work is inside torch, which gives up the interpreter's
+lock, and what is left is about 2 ms of Python a step; a process would double the resident
+memory's fixed part and copy every token through a pipe, to protect the event loop from
+pauses that measure below 1 ms (docs/performance.md, "Engine").
+
+What one step brings reaches the event loop in one call. Only the batcher and the table of
+arrivals are shared between the threads, under one lock that is held for microseconds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from region_core.answer import Answer, Piece
+from region_core.engine.base import Begin, Engine
+from region_core.errors import EngineFault, QueueFull
+from region_core.job import Failed, engine_fault, too_late
+from region_core.prepare import Prepared
+from region_core.report import StepFigures
+from region_core.scheduling.batcher import Batcher, Limits, Plan
+from region_core.scheduling.queue import Entry
+from runtime import logs
+from runtime.clock import Clock
+
+log = logs.get("runner")
+
+_UNHEALTHY_FAULTS = 3  # steps in a row that failed
+
+
+class Progress(Struct, frozen=True):
+    """A piece of an answer; the counters are of the whole answer so far."""
+
+    id: int
+    piece: Piece
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Lost(Struct, frozen=True):
+    """A request that ends without its answer."""
+
+    id: int
+    failed: Failed
+
+
+Event = Progress | Lost
+
+
+class _Active(Struct):
+    id: int
+    slot: int
+    answer: Answer
+
+
+class Runner:
+    """Owns the engine. `deliver` is called in the engine's thread with one step's events."""
+
+    def __init__(
+        self, engine: Engine, limits: Limits, clock: Clock, deliver: Callable[[list[Event]], None]
+    ) -> None:
+        self.figures = StepFigures()
+        self._engine = engine
+        self._clock = clock
+        self._deliver = deliver
+        self._batcher = Batcher(limits)
+        self._changed = threading.Condition()
+        self._arrivals: dict[int, Prepared] = {}
+        self._closing = False
+        self._active: dict[int, _Active] = {}  # by slot; the thread's own
+        self._faults_in_a_row = 0
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+
+    # On the event loop
+
+    @property
+    def running(self) -> int:
+        return self._batcher.running
+
+    @property
+    def waiting(self) -> int:
+        return self._batcher.waiting
+
+    @property
+    def load(self) -> float:
+        return self._batcher.load
+
+    @property
+    def healthy(self) -> bool:
+        return self._faults_in_a_row < _UNHEALTHY_FAULTS and self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, entry: Entry, prepared: Prepared) -> tuple[float, int | None]:
+        """Let a request wait. Returns the wait to expect (s) and the id that lost its place.
+
+        Raises `QueueFull`.
+        """
+        with self._changed:
+            wait_s = self._batcher.expected_wait_s(entry.urgency)
+            displaced = self._batcher.submit(entry)
+            self._arrivals[entry.id] = prepared
+            if displaced is not None:
+                del self._arrivals[displaced.id]
+            self._changed.notify()
+        return wait_s, displaced.id if displaced is not None else None
+
+    def cancel(self, entry_id: int) -> None:
+        with self._changed:
+            self._batcher.cancel(entry_id)
+            self._arrivals.pop(entry_id, None)
+            self._changed.notify()
+
+    def close(self, timeout_s: float) -> bool:
+        """Stop after the step under way. False when the thread did not end in time."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    # In the engine's thread
+
+    def _main(self) -> None:
+        while (work := self._next()) is not None:
+            plan, arrived = work
+            events = self._execute(plan, arrived)
+            if events:
+                self._deliver(events)
+        self._engine.close()
+
+    def _next(self) -> tuple[Plan, dict[int, Prepared]] | None:
+        with self._changed:
+            while not self._closing and self._batcher.idle:
+                self._changed.wait()
+            if self._closing:
+                return None
+            plan = self._batcher.plan(self._clock.now())
+            arrived = {a.id: self._arrivals.pop(a.id) for a in plan.admitted}
+            for entry_id in plan.expired:
+                self._arrivals.pop(entry_id, None)
+            return plan, arrived
+
+    def _execute(self, plan: Plan, arrived: dict[int, Prepared]) -> list[Event]:
+        events: list[Event] = [Lost(entry_id, too_late()) for entry_id in plan.expired]
+        for slot in plan.released:
+            self._engine.release(slot)
+            self._active.pop(slot, None)
+        for admitted in plan.admitted:
+            prepared = arrived[admitted.id]
+            begin = Begin(admitted.slot, prepared.prompt, prepared.answer, prepared.sampling)
+            self._engine.begin(begin)
+            answer = Answer(prepared, self._engine.tokenizer)
+            self._active[admitted.slot] = _Active(admitted.id, admitted.slot, answer)
+        if not plan.step.empty:
+            events += self._step(plan)
+        return events
+
+    def _step(self, plan: Plan) -> list[Event]:
+        started = self._clock.now()
+        try:
+            tokens = self._engine.step(plan.step)
+        except EngineFault as error:
+            log.error("a step failed", error=str(error))
+            return self._lose_all(engine_fault(error.message))
+        except Exception:  # the thread's outermost edge: it must outlive a bug in the engine
+            log.exception("a step failed in a way that the engine did not foresee")
+            return self._lose_all(engine_fault("an internal error"))
+        now = self._clock.now()
+        self._faults_in_a_row = 0
+        figures = self.figures
+        figures.steps += 1
+        figures.busy_s += now - started
+        figures.tokens += plan.step.tokens
+        figures.largest_batch = max(figures.largest_batch, len(plan.step.decodes))
+        events: list[Event] = []
+        finished = []
+        for slot, token in tokens.items():
+            active = self._active[slot]
+            piece = active.answer.take(token)
+            answer = active.answer
+            events.append(
+                Progress(active.id, piece, answer.prompt_tokens, answer.completion_tokens)
+            )
+            if piece.finish is not None:
+                finished.append(active.id)
+        self._finish(finished, now)
+        return events
+
+    def _lose_all(self, failed: Failed) -> list[Event]:
+        self.figures.faults += 1
+        self._faults_in_a_row += 1
+        ids = [active.id for active in self._active.values()]
+        self._finish(ids, self._clock.now())
+        return [Lost(entry_id, failed) for entry_id in ids]
+
+    def _finish(self, ids: list[int], now: float) -> None:
+        if ids:
+            with self._changed:
+                for entry_id in ids:
+                    self._batcher.finish(entry_id, now)
+
+
+__all__ = ["Event", "Lost", "Progress", "QueueFull", "Runner"]

@@ -1,0 +1,268 @@
+"""The core's heart: requests in, answers out, whatever the ingress and the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from region_core.engine.base import Engine
+from region_core.engine.sim import SimEngine
+from region_core.errors import QueueFull, Refused
+from region_core.instant import answer_at_once
+from region_core.job import Failed, Job, Sink, Ticket, draining, overloaded
+from region_core.prepare import Offer, Prepared, prepare
+from region_core.rate import Rate
+from region_core.report import Counters, LoadReport, StepFigures
+from region_core.runner import Event, Progress, Runner
+from region_core.scheduling.batcher import Limits
+from region_core.scheduling.queue import Entry
+from runtime import logs
+from runtime.clock import Clock
+
+log = logs.get("service")
+
+INLINE_CHARACTERS = 16_384  # of messages; longer ones are tokenised off the loop (2 ms of it)
+
+
+class _Ticket:
+    """One request under way. Everything happens on the event loop."""
+
+    __slots__ = ("_service", "accepted", "done", "id", "job", "sink")
+
+    def __init__(self, service: CoreService, entry_id: int, job: Job, sink: Sink) -> None:
+        self._service = service
+        self.id = entry_id
+        self.job = job
+        self.sink = sink
+        self.done = False
+
+    def cancel(self) -> None:
+        if not self.done:
+            self._service.cancelled(self)
+
+
+class _Over:
+    """The ticket of a request that was over before `submit` returned."""
+
+    def cancel(self) -> None:
+        """There is nothing left to stop."""
+
+
+_OVER = _Over()
+
+
+class CoreService:
+    """Joins queue, batcher and engine. Use within one event loop: `start`, `submit`, `drain`."""
+
+    def __init__(self, engine: Engine, offer: Offer, limits: Limits, clock: Clock) -> None:
+        self.engine = engine
+        self.offer = offer
+        self.counters = Counters()
+        self._limits = limits
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._instant = engine if isinstance(engine, SimEngine) and engine.instant else None
+        self._runner = Runner(engine, limits, clock, self._from_engine)
+        self._tickets: dict[int, _Ticket] = {}
+        self._last_id = 0
+        self._draining = False
+        self._idle: asyncio.Event | None = None
+        self._tokens = Rate()
+        self._requests = Rate()
+        self._preparing = 0
+        self._tokenisers = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+
+    def start(self) -> None:
+        if self._instant is None:
+            self._runner.start()
+
+    @property
+    def load(self) -> float:
+        return self._runner.load
+
+    @property
+    def healthy(self) -> bool:
+        return self._instant is not None or self._runner.healthy
+
+    @property
+    def ready(self) -> bool:
+        return self.healthy and not self._draining
+
+    @property
+    def steps(self) -> StepFigures:
+        return self._runner.figures
+
+    def report(self) -> LoadReport:
+        now = self._clock.now()
+        return LoadReport(
+            running=self._runner.running,
+            waiting=self._runner.waiting + self._preparing,
+            slots=self._limits.slots,
+            waiting_limit=self._limits.waiting,
+            tokens_per_s=self._tokens.per_s(now),
+            requests_per_s=self._requests.per_s(now),
+            load=self.load,
+            draining=self._draining,
+            healthy=self.healthy,
+        )
+
+    def submit(self, job: Job, sink: Sink) -> Ticket:
+        """Take a request on, or tell the sink why not. Never raises for what a client did."""
+        if self._draining:
+            self._refuse(sink, draining())
+            return _OVER
+        try:
+            if self._instant is not None:
+                answer_at_once(self._instant, self.offer, job, sink, self.counters)
+                return _OVER
+            self._last_id += 1
+            ticket = _Ticket(self, self._last_id, job, sink)
+            if sum(len(message.content) for message in job.request.messages) > INLINE_CHARACTERS:
+                self._prepare_aside(ticket)
+            else:
+                self._enqueue(ticket, prepare(job, self.engine.tokenizer, self.offer))
+        except Refused as error:
+            self._refuse(sink, Failed.of(error))
+            return _OVER
+        return ticket
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing on; let what is under way finish for `grace_s`, fail the rest, stop."""
+        self._draining = True
+        if self._tickets:
+            self._idle = asyncio.Event()
+            try:
+                await asyncio.wait_for(self._idle.wait(), grace_s)
+            except TimeoutError:
+                log.warning("requests cut off by the shutdown", count=len(self._tickets))
+        for ticket in list(self._tickets.values()):
+            self._runner.cancel(ticket.id)
+            self._fail(ticket, draining())
+        self._tokenisers.shutdown(wait=False, cancel_futures=True)
+        if self._instant is None and not await self._loop.run_in_executor(
+            None, self._runner.close, max(grace_s, 5.0)
+        ):
+            log.warning("the engine's thread did not stop in time")
+
+    def cancelled(self, ticket: _Ticket) -> None:
+        """The client gave up."""
+        self.counters.cancelled += 1
+        self._done(ticket)
+        self._runner.cancel(ticket.id)
+
+    # Taking on
+
+    def _prepare_aside(self, ticket: _Ticket) -> None:
+        if self._preparing >= max(1, self._limits.waiting):
+            self._refuse(ticket.sink, overloaded(self._preparing))
+            ticket.done = True
+            return
+        self._preparing += 1
+        self._tickets[ticket.id] = ticket
+        future = self._tokenisers.submit(prepare, ticket.job, self.engine.tokenizer, self.offer)
+        future.add_done_callback(
+            lambda done: self._loop.call_soon_threadsafe(self._prepared, ticket, done)
+        )
+
+    def _prepared(self, ticket: _Ticket, done: Future[Prepared]) -> None:
+        self._preparing -= 1
+        if ticket.done or done.cancelled():
+            return
+        del self._tickets[ticket.id]
+        try:
+            self._enqueue(ticket, done.result())
+        except Refused as error:
+            self._refuse(ticket.sink, Failed.of(error))
+            ticket.done = True
+            self._check_idle()
+
+    def _enqueue(self, ticket: _Ticket, prepared: Prepared) -> None:
+        job = ticket.job
+        if prepared.finished is not None:
+            self._finish_resumed(ticket, prepared)
+            return
+        size = len(prepared.prompt) + len(prepared.answer)
+        entry = Entry(ticket.id, job.urgency, job.deadline_s, size)
+        try:
+            wait_s, displaced = self._runner.submit(entry, prepared)
+        except QueueFull:
+            ticket.done = True
+            self._refuse(ticket.sink, overloaded(self._runner.waiting))
+            self._check_idle()
+            return
+        self._tickets[ticket.id] = ticket
+        if displaced is not None:
+            self._fail(self._tickets[displaced], overloaded(self._runner.waiting))
+        self.counters.accepted += 1
+        self.counters.prompt_tokens += len(prepared.prompt)
+        self._requests.add(1, self._clock.now())
+        ticket.sink.accepted(wait_s * 1000, self.load)
+
+    def _finish_resumed(self, ticket: _Ticket, prepared: Prepared) -> None:
+        """What the client has is the whole answer: only the end of it was lost."""
+        assert prepared.finished is not None
+        ticket.done = True
+        self.counters.accepted += 1
+        self.counters.finished[prepared.finished] += 1
+        ticket.sink.accepted(0.0, self.load)
+        held = prepared.detokeniser.finish()
+        if held:
+            ticket.sink.tokens(len(prepared.answer), (), held)
+        ticket.sink.end(prepared.finished, len(prepared.prompt), len(prepared.answer))
+        self._check_idle()
+
+    # Handing out
+
+    def _from_engine(self, events: list[Event]) -> None:
+        """In the engine's thread: one call to the loop for all that a step brought."""
+        try:
+            self._loop.call_soon_threadsafe(self._hand_out, events)
+        except RuntimeError:  # the loop is closed: nobody is there to be told
+            log.debug("events after the end", count=len(events))
+
+    def _hand_out(self, events: list[Event]) -> None:
+        count = 0
+        for event in events:
+            ticket = self._tickets.get(event.id)
+            if ticket is None:
+                continue  # cancelled meanwhile
+            if isinstance(event, Progress):
+                count += len(event.piece.ids)
+                self._progress(ticket, event)
+            else:
+                self._fail(ticket, event.failed)
+        if count:
+            self.counters.completion_tokens += count
+            self._tokens.add(count, self._clock.now())
+
+    def _progress(self, ticket: _Ticket, event: Progress) -> None:
+        piece = event.piece
+        if piece.finish is not None:
+            self.counters.finished[piece.finish] += 1
+            self._done(ticket)
+        try:
+            if not piece.empty:
+                ticket.sink.tokens(piece.position, piece.ids, piece.text)
+            if piece.finish is not None:
+                ticket.sink.end(piece.finish, event.prompt_tokens, event.completion_tokens)
+        except Exception:  # a request's outermost edge: the others of the step go on
+            log.exception("an answer could not be handed out", request_id=ticket.job.request_id)
+            self.counters.sink_errors += 1
+            ticket.cancel()
+
+    def _fail(self, ticket: _Ticket, failed: Failed) -> None:
+        self._done(ticket)
+        self._refuse(ticket.sink, failed)
+
+    def _refuse(self, sink: Sink, failed: Failed) -> None:
+        self.counters.failed[failed.code] = self.counters.failed.get(failed.code, 0) + 1
+        sink.failed(failed)
+
+    def _done(self, ticket: _Ticket) -> None:
+        ticket.done = True
+        self._tickets.pop(ticket.id, None)
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if self._idle is not None and not self._tickets:
+            self._idle.set()
