@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from collections.abc import Sequence
@@ -71,8 +72,7 @@ class DnsServer:
     async def close(self) -> None:
         for endpoint in self.datagrams:
             endpoint.close()
-        for stream in self.streams:
-            await stream.close()
+        await asyncio.gather(*(stream.close() for stream in self.streams))
 
     def _bind(self, host: str, port: int) -> tuple[socket.socket, socket.socket]:
         """A UDP and a TCP socket on one port; a free port is tried until both are free."""

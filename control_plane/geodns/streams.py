@@ -39,6 +39,7 @@ class StreamServer:
         self.settings = settings
         self._server: asyncio.Server | None = None
         self._open: dict[Connection, None] = {}  # the longest idle one first
+        self._gone: asyncio.Event | None = None  # set once all have hung up
         self.evicted = 0  # connections that made room for another
         self.timed_out = 0
 
@@ -53,8 +54,11 @@ class StreamServer:
         """Stop accepting; let each client read what it has been answered, then hang up."""
         if self._server is not None:
             self._server.close()
+        self._gone = asyncio.Event()
         for connection in list(self._open):
             connection.hang_up()
+        if self._open:
+            await self._gone.wait()  # no longer than `unread_timeout_ms`
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -73,6 +77,8 @@ class StreamServer:
 
     def closed(self, connection: Connection) -> None:
         self._open.pop(connection, None)
+        if self._gone is not None and not self._open:
+            self._gone.set()
 
 
 class Connection(asyncio.Protocol):
