@@ -62,6 +62,7 @@ class AdminError(TradewindError):
         conflicts: Sequence[Key] = (),
         since_s: float = 0.0,
         omitted: int = 0,
+        ambiguous: bool = False,
     ) -> None:
         super().__init__(message, hint=hint)
         self.code = code
@@ -70,6 +71,7 @@ class AdminError(TradewindError):
         self.conflicts = tuple(conflicts)
         self.since_s = since_s
         self.omitted = omitted
+        self.ambiguous = ambiguous  # a change may or may not have been made
         self.retryable = code in (UNAVAILABLE, DEADLINE)
 
 
@@ -106,8 +108,9 @@ def to_status(error: Exception, store: StoreStatus) -> tuple[grpc.StatusCode, st
             )
         case ChangeConflict():
             detail.conflicts.extend(pb.Key(kind=k.kind, name=k.name) for k in error.keys)
-        case StoreUnavailable() if not store.available:
-            detail.since_s = store.since_s
+        case StoreUnavailable():
+            detail.ambiguous = error.ambiguous
+            detail.since_s = 0.0 if store.available else store.since_s
     return status, _short(message), detail
 
 
@@ -144,6 +147,7 @@ def from_rpc_error(error: Any, endpoint: str) -> AdminError:
         conflicts=[Key(k.kind, k.name) for k in detail.conflicts],
         since_s=detail.since_s,
         omitted=detail.omitted,
+        ambiguous=detail.ambiguous,
     )
 
 

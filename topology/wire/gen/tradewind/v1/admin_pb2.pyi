@@ -245,7 +245,7 @@ class ClearOverrideRequest(_message.Message):
     def __init__(self, region: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ErrorDetail(_message.Message):
-    __slots__ = ("code", "hint", "problems", "refusals", "conflicts", "since_s", "omitted")
+    __slots__ = ("code", "hint", "problems", "refusals", "conflicts", "since_s", "omitted", "ambiguous")
     CODE_FIELD_NUMBER: _ClassVar[int]
     HINT_FIELD_NUMBER: _ClassVar[int]
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
@@ -253,6 +253,7 @@ class ErrorDetail(_message.Message):
     CONFLICTS_FIELD_NUMBER: _ClassVar[int]
     SINCE_S_FIELD_NUMBER: _ClassVar[int]
     OMITTED_FIELD_NUMBER: _ClassVar[int]
+    AMBIGUOUS_FIELD_NUMBER: _ClassVar[int]
     code: str
     hint: str
     problems: _containers.RepeatedCompositeFieldContainer[Problem]
@@ -260,7 +261,8 @@ class ErrorDetail(_message.Message):
     conflicts: _containers.RepeatedCompositeFieldContainer[Key]
     since_s: float
     omitted: int
-    def __init__(self, code: _Optional[str] = ..., hint: _Optional[str] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., conflicts: _Optional[_Iterable[_Union[Key, _Mapping]]] = ..., since_s: _Optional[float] = ..., omitted: _Optional[int] = ...) -> None: ...
+    ambiguous: bool
+    def __init__(self, code: _Optional[str] = ..., hint: _Optional[str] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., conflicts: _Optional[_Iterable[_Union[Key, _Mapping]]] = ..., since_s: _Optional[float] = ..., omitted: _Optional[int] = ..., ambiguous: _Optional[bool] = ...) -> None: ...
 
 class Problem(_message.Message):
     __slots__ = ("source", "path", "found", "allowed")

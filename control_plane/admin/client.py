@@ -1,0 +1,125 @@
+"""A client of the admin API, for the command line and other tools. It blocks.
+
+Endpoints are tried in order. A call that changes something goes to another replica only when it
+is certain that the first one did not carry it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from control_plane.admin.errors import DETAILS_KEY, AdminError, from_rpc_error
+from runtime.identity import Identity
+from topology.wire.channel import Options, client_credentials, client_options
+from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
+from topology.wire.gen.tradewind.v1 import admin_pb2_grpc
+
+CALL_TIMEOUT_S = 15.0
+CONNECT_TIMEOUT_MS = 2_000
+
+# How gRPC begins the details of a call that never left this machine.
+_NEVER_SENT = ("failed to connect", "DNS resolution failed", "Failed to create")
+# What is left of a handshake that failed at the other end (TLS 1.3 lets us send first).
+_TLS_SIGNS = ("handshake", "CERTIFICATE", "Socket closed", "Connection reset")
+
+
+class AdminClient:
+    """Use as a context manager. Every call raises `AdminError`."""
+
+    def __init__(self, endpoints: Sequence[str], identity: Identity) -> None:
+        self.endpoints = tuple(endpoints)
+        self._identity = identity
+        self._channels: dict[str, grpc.Channel] = {}
+
+    def __enter__(self) -> AdminClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
+
+    def apply(self, request: pb.ApplyRequest) -> pb.ApplyResponse:
+        response: pb.ApplyResponse = self._any("Apply", request, changes=not request.dry_run)
+        return response
+
+    def set_override(self, request: pb.SetOverrideRequest) -> pb.ApplyResponse:
+        response: pb.ApplyResponse = self._any("SetOverride", request, changes=True)
+        return response
+
+    def clear_override(self, request: pb.ClearOverrideRequest) -> pb.ApplyResponse:
+        response: pb.ApplyResponse = self._any("ClearOverride", request, changes=True)
+        return response
+
+    def get(self, kind: str = "", name: str = "") -> pb.GetResponse:
+        response: pb.GetResponse = self._any("Get", pb.GetRequest(kind=kind, name=name))
+        return response
+
+    def explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
+        response: pb.ExplainResponse = self._any("Explain", request)
+        return response
+
+    def statuses(self) -> list[tuple[str, pb.StatusResponse | AdminError]]:
+        """What each replica says of itself and its nodes, or why it says nothing."""
+        out: list[tuple[str, pb.StatusResponse | AdminError]] = []
+        for endpoint in self.endpoints:
+            try:
+                out.append((endpoint, self._one(endpoint, "Status", pb.StatusRequest())))
+            except AdminError as error:
+                out.append((endpoint, error))
+        return out
+
+    def _any(self, method: str, request: Any, *, changes: bool = False) -> Any:
+        """The answer of the first replica that can give one."""
+        failed: list[AdminError] = []
+        for endpoint in self.endpoints:
+            try:
+                return self._one(endpoint, method, request)
+            except AdminError as error:
+                if not error.retryable or (changes and error.ambiguous):
+                    raise
+                failed.append(error)
+        # What a replica says of the store is worth more than that another one is not there.
+        raise max(failed, key=lambda error: bool(error.since_s or error.problems))
+
+    def _one(self, endpoint: str, method: str, request: Any) -> Any:
+        try:
+            return getattr(self._stub(endpoint), method)(request, timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            told = from_rpc_error(error, endpoint)
+            if not _from_replica(error):
+                told.ambiguous = not _never_sent(error)
+                told.hint = _hint(error)
+            raise told from error
+
+    def _stub(self, endpoint: str) -> Any:
+        channel = self._channels.get(endpoint)
+        if channel is None:
+            # The least that gRPC gives an attempt to connect is what it waits between two.
+            options: Options = [
+                *client_options(),
+                ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
+            ]
+            credentials = client_credentials(self._identity)
+            channel = grpc.secure_channel(endpoint, credentials, options)
+            self._channels[endpoint] = channel
+        return admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
+
+
+def _never_sent(error: Any) -> bool:
+    return (error.details() or "").startswith(_NEVER_SENT)
+
+
+def _from_replica(error: Any) -> bool:
+    """Whether a replica itself gave this status, rather than gRPC on our side."""
+    return any(key == DETAILS_KEY for key, _ in error.trailing_metadata() or ())
+
+
+def _hint(error: Any) -> str:
+    details = error.details() or ""
+    if any(sign in details for sign in _TLS_SIGNS):
+        return "the identity and the control plane must be issued by the same CA: `--identity DIR`"
+    return "is a control-plane replica running there? `--endpoint` names others"

@@ -1,0 +1,80 @@
+"""Create and update resources from YAML files."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from control_plane.cli import exits, options
+from control_plane.cli.context import connect
+from control_plane.cli.options import Format
+from control_plane.cli.output import print_data
+from control_plane.cli.plan_view import (
+    as_data,
+    differs,
+    print_changes,
+    print_refusals,
+    summary,
+)
+from control_plane.cli.sending import located, read_files, request_of
+from control_plane.cli.waiting import wait_for_nodes
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command()
+def apply(
+    ctx: typer.Context,
+    file: Annotated[
+        list[str], typer.Option("-f", "--file", help="A file, a folder, or - for stdin.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would happen.")
+    ] = False,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune",
+            help="Also delete what the files leave out of the kinds they name; never overrides.",
+        ),
+    ] = False,
+    reason: options.Reason = "",
+    force_residency: options.ForceResidency = False,
+    force_last_region: options.ForceLastRegion = False,
+    force_many: options.ForceMany = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until every connected node has it.")
+    ] = False,
+    timeout: options.Timeout = 30.0,
+    output: options.Output = Format.TABLE,
+) -> None:
+    """Create and update resources from YAML files, all in one transaction or none.
+
+    Every mistake in every file is reported at once, with file and line. A document with a
+    `revision` (as `get -o yaml` prints it) is applied only if that is still the latest.
+
+    \b
+    Examples:
+      tradewind apply -f regions.yaml
+      tradewind apply -f config/ --prune --dry-run
+      tradewind get Tenant acme -o yaml | sed s/standard/vip/ | tradewind apply -f -
+    """
+    found = read_files(file)
+    request = request_of(found)
+    request.dry_run, request.prune, request.reason = dry_run, prune, reason
+    request.force.extend(options.forced(force_residency, force_last_region, force_many))
+    with connect(ctx) as client:
+        with located(found.origins):
+            response = client.apply(request)
+        if output is not Format.TABLE:
+            print_data(as_data(response), output)
+        else:
+            print_changes(response, fields=dry_run)
+            print_refusals(response)
+            what = "would be: " if dry_run else ""
+            typer.echo(f"{what}{summary(response)}; revision {response.revision}")
+        if dry_run and response.refusals:
+            raise typer.Exit(exits.REFUSED)
+        if wait and not dry_run and differs(response):
+            wait_for_nodes(client, response.revision, timeout)

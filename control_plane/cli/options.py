@@ -1,0 +1,55 @@
+"""Options that several verbs share, each said once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from topology.resources import KINDS
+
+
+class Format(StrEnum):
+    """How to print."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+Output = Annotated[Format, typer.Option("-o", "--output", help="How to print.")]
+Reason = Annotated[str, typer.Option(help="Why, for those who look later. Kept in the history.")]
+ForceResidency = Annotated[
+    bool,
+    typer.Option("--force-residency", help="Even where a tenant's residency has no region left."),
+]
+ForceLastRegion = Annotated[
+    bool, typer.Option("--force-last-region", help="Even where a route has no region left.")
+]
+ForceMany = Annotated[
+    bool, typer.Option("--force-many", help="Even more than 30% of the resources of a kind.")
+]
+Timeout = Annotated[
+    float, typer.Option(help="How long to wait for nodes, in seconds.", min=0.0, max=3600.0)
+]
+
+
+def forced(residency: bool, last_region: bool, many: bool) -> list[str]:
+    """The names of the rules to overrule, as the admin API takes them."""
+    rules = {"residency": residency, "last-region": last_region, "many": many}
+    return [rule for rule, wanted in rules.items() if wanted]
+
+
+def kind_named(text: str) -> str:
+    """`region`, `regions` and `Region` are all `Region`; an unknown kind is a usage error."""
+    wanted = text.lower().replace("-", "")
+    for kind in KINDS:
+        plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+        if wanted in (kind.lower(), plural.lower()):
+            return kind
+    raise typer.BadParameter(f"no kind {text!r}; kinds: {', '.join(KINDS)}")
+
+
+def complete_kind(incomplete: str) -> list[str]:
+    return [kind for kind in KINDS if kind.lower().startswith(incomplete.lower())]

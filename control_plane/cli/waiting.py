@@ -1,0 +1,71 @@
+"""Wait until every connected node has taken up a revision, and say which have not."""
+
+from __future__ import annotations
+
+import threading
+
+import typer
+from msgspec import Struct
+
+from control_plane.admin.client import AdminClient
+from control_plane.admin.errors import AdminError
+from control_plane.cli import exits
+from control_plane.cli.output import good, spinner
+from runtime.clock import SystemClock
+from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
+
+_POLL_S = 0.2
+
+
+class Progress(Struct, frozen=True):
+    """Where the connected nodes are, over all replicas that answer."""
+
+    done: tuple[str, ...]
+    behind: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]  # node, why
+    silent: tuple[str, ...]  # replicas that did not answer
+
+
+def progress(client: AdminClient, revision: int) -> Progress:
+    """Ask every replica once. A node that moved counts where it is connected."""
+    nodes: dict[str, pb.NodeStatus] = {}
+    silent = []
+    for endpoint, status in client.statuses():
+        if isinstance(status, AdminError):
+            silent.append(endpoint)
+            continue
+        nodes.update((node.id, node) for node in status.nodes if node.connected)
+    done = [n.id for n in nodes.values() if n.acked_revision >= revision]
+    refused = [
+        (n.id, n.nack_reason)
+        for n in nodes.values()
+        if n.acked_revision < revision <= n.nack_revision
+    ]
+    out = {*done, *(name for name, _ in refused)}
+    behind = [name for name in nodes if name not in out]
+    return Progress(
+        tuple(sorted(done)), tuple(sorted(behind)), tuple(sorted(refused)), tuple(silent)
+    )
+
+
+def wait_for_nodes(client: AdminClient, revision: int, timeout_s: float) -> None:
+    """Return once all connected nodes acknowledged; raises `typer.Exit(NOT_EVERYWHERE)`."""
+    clock, pause = SystemClock(), threading.Event()
+    started = clock.now()
+    with spinner(f"waiting until every node has revision {revision}"):
+        while True:
+            at = progress(client, revision)
+            if not at.behind or clock.now() - started > timeout_s:
+                break
+            pause.wait(_POLL_S)
+    for endpoint in at.silent:
+        typer.echo(f"warning: {endpoint} does not answer; its nodes are not counted", err=True)
+    for node, reason in at.refused:
+        typer.echo(f"{node} refused revision {revision} and keeps the old one: {reason}", err=True)
+    if at.behind:
+        typer.echo(f"not yet after {timeout_s:g} s: {', '.join(at.behind)}", err=True)
+        typer.echo("  they will take it up when they can; `tradewind status` shows it", err=True)
+    if at.behind or at.refused:
+        raise typer.Exit(exits.NOT_EVERYWHERE)
+    took_s = clock.now() - started
+    typer.echo(good(f"all {len(at.done)} connected nodes have it") + f" ({took_s:.1f} s)")
