@@ -73,3 +73,20 @@ class EngineFault(TradewindError):
     """The engine could not run a step: the sequences of that step are lost."""
 
     retryable = True
+
+
+# The configuration.
+
+
+class WrongRole(TradewindError):
+    """The certificate given to this core was issued for something else."""
+
+    def __init__(self, principal: str) -> None:
+        super().__init__(
+            f"the certificate is for {principal}, and this is a core",
+            hint="issue one for core/<name> and name it under `identity`",
+        )
+
+
+class NoDevice(TradewindError):
+    """The device that the settings name is not there."""

