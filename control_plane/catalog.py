@@ -142,7 +142,13 @@ class Catalog:
 
     @property
     def view(self) -> View:
+        """What was published last: each change of it was announced to `on_change`."""
         return self._view
+
+    @property
+    def view_now(self) -> View:
+        """The same, with its staleness as it is at this moment, announced or not."""
+        return msgspec.structs.replace(self._view, stale_since_s=self._stale_since_s())
 
     def on_change(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)

@@ -92,7 +92,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def Get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:  # noqa: N802
         async def call(_: Principal) -> pb.GetResponse:
-            view = self._catalog.view
+            view = self._catalog.view_now
             response = pb.GetResponse(
                 revision=view.snapshot.revision, stale_since_s=view.stale_since_s or 0.0
             )
@@ -115,7 +115,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             return messages.status(
                 self._replica,
                 self._store.status,
-                self._catalog.view,
+                self._catalog.view_now,
                 self._discovery.sessions,
                 self._clock.now(),
                 self._clock.wall(),
@@ -128,7 +128,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self, request: pb.ExplainRequest, context: Any
     ) -> pb.ExplainResponse:
         async def call(_: Principal) -> pb.ExplainResponse:
-            view = self._catalog.view
+            view = self._catalog.view_now
             question = Question(
                 request.client, request.tenant, request.model, request.name, request.edge
             )

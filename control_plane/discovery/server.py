@@ -141,17 +141,17 @@ class DiscoveryServer:
         # Before anything else: it tells the client that somebody listens.
         await context.send_initial_metadata(())
         try:
-            principal = _authorise(context)
-            await self._converse(requests, context, principal)
+            await self._converse(requests, context)
         except StreamRefused as refusal:
             self._refused += 1
             log.warning("stream ended", peer=context.peer(), reason=str(refusal))
             await context.abort(refusal.code, str(refusal))
 
-    async def _converse(
-        self, requests: AsyncIterator[Any], context: Any, principal: Principal
-    ) -> None:
+    async def _converse(self, requests: AsyncIterator[Any], context: Any) -> None:
+        # Authorised after it was read: gRPC loses the status of a call that ends while the
+        # client is still writing its first message.
         first = await self._first_request(requests)
+        principal = _authorise(context)
         node_id = _check_node(first.node.id, principal)
         if not self._published:
             self._publish()

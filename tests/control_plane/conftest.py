@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+
 import pytest
 
+from runtime import logs
 from tests.control_plane.mesh import Mesh
 
 
 @pytest.fixture(scope="session")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Mesh:
     return Mesh(tmp_path_factory.mktemp("mesh"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_logs() -> Iterator[None]:
+    """The command line's own output is looked at; the replica beside it must not mix with it."""
+    logs.configure("test", "info", io.StringIO())
+    yield

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
+from control_plane.changes.plan import Wanted
 from control_plane.discovery.server import DiscoverySettings
 from control_plane.pki import create_ca, identity_files, issue
 from control_plane.service import Replica
@@ -21,6 +23,8 @@ from topology.geo import PrefixRow
 from topology.resources import Resource
 from topology.snapshot import Snapshot
 from topology.wire.ads_client import AdsClient, AdsSettings
+
+T = TypeVar("T")
 
 ROWS = (
     PrefixRow("198.18.1.0/24", "Tokyo", 35.68, 139.69),
@@ -158,3 +162,52 @@ def _edge(name: str, latitude: float, longitude: float) -> Resource:
         jurisdiction="JP",
         addresses=["127.0.0.1"],
     )
+
+
+class Background:
+    """A replica in a thread of its own, with nodes: for the command line, which blocks."""
+
+    def __init__(self, mesh: Mesh, store: Store, data_dir: Path | None = None) -> None:
+        self._mesh = mesh
+        self._store = store
+        self._data_dir = data_dir
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._stack = AsyncExitStack()
+        self.replica: Replica
+
+    def __enter__(self) -> Background:
+        self._thread.start()
+        started = serving(self._mesh, self._store, data_dir=self._data_dir)
+        self.replica = self.call(self._stack.enter_async_context(started))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.call(self._stack.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def endpoint(self) -> str:
+        return at(self.replica)
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the replica's loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+
+    def apply(self, *puts: Resource) -> int:
+        return self.call(self.replica.changes.apply(Wanted(puts=puts), "operator/setup")).revision
+
+    def node(
+        self, principal: str, on_snapshot: Callable[[Snapshot], None] = lambda _: None
+    ) -> AdsClient:
+        """A node that follows the replica until the end."""
+
+        async def enter() -> AdsClient:
+            following = node(self._mesh, principal, [self.endpoint], None, on_snapshot)
+            client = await self._stack.enter_async_context(following)
+            await until(lambda: client.status.connected)
+            return client
+
+        return self.call(enter())

@@ -235,11 +235,13 @@ async def test_a_second_stream_of_a_node_replaces_the_first(mesh: Mesh) -> None:
     ],
 )
 async def test_who_may_not_subscribe(mesh: Mesh, principal: str, node_id: str) -> None:
-    async with serving(mesh, MemoryStore()) as replica:
-        async with open_channel(at(replica), mesh.identity(principal)) as channel:
-            call = subscribe(channel)
-            await call.write(hello(node_id))
-            assert (await ended(call)).code() is grpc.StatusCode.PERMISSION_DENIED
+    async with (
+        serving(mesh, MemoryStore()) as replica,
+        open_channel(at(replica), mesh.identity(principal)) as channel,
+    ):
+        call = subscribe(channel)
+        await call.write(hello(node_id))
+        assert (await ended(call)).code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_another_ca_is_refused_in_the_handshake(mesh: Mesh, tmp_path: Path) -> None:
@@ -254,11 +256,13 @@ async def test_another_ca_is_refused_in_the_handshake(mesh: Mesh, tmp_path: Path
         mesh.identity("edge/tokyo").ca_pem,
         files,
     )
-    async with serving(mesh, MemoryStore()) as replica:
-        async with open_channel(at(replica), trusting) as channel:
-            with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await first_response(channel, hello("edge/tokyo"))
-            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    async with (
+        serving(mesh, MemoryStore()) as replica,
+        open_channel(at(replica), trusting) as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await first_response(channel, hello("edge/tokyo"))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_an_edge_cannot_pose_as_a_control_plane(mesh: Mesh) -> None:
@@ -319,14 +323,16 @@ async def test_a_burst_of_changes_is_coalesced(mesh: Mesh) -> None:
 
 async def test_a_node_that_acknowledges_nothing_loses_its_stream(mesh: Mesh) -> None:
     settings = DiscoverySettings(ack_timeout_ms=200, first_request_timeout_ms=200)
-    async with serving(mesh, MemoryStore(), discovery=settings) as replica:
-        async with open_channel(at(replica), mesh.identity("edge/tokyo")) as channel:
-            silent = subscribe(channel)
-            assert (await ended(silent)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            call = subscribe(channel)
-            await call.write(hello("edge/tokyo"))
-            await call.read()
-            assert (await ended(call)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    async with (
+        serving(mesh, MemoryStore(), discovery=settings) as replica,
+        open_channel(at(replica), mesh.identity("edge/tokyo")) as channel,
+    ):
+        silent = subscribe(channel)
+        assert (await ended(silent)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        call = subscribe(channel)
+        await call.write(hello("edge/tokyo"))
+        await call.read()
+        assert (await ended(call)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_two_hundred_nodes(mesh: Mesh) -> None:
