@@ -56,13 +56,13 @@ class NotReady(TradewindError):
     retryable = True
 
 
-class WrongRole(TradewindError):
-    """The certificate given to this edge was issued for something else."""
+class WrongIdentity(TradewindError):
+    """The certificate given to this edge was issued for somebody else."""
 
-    def __init__(self, principal: Principal) -> None:
+    def __init__(self, found: Principal, expected: Principal) -> None:
         super().__init__(
-            f"the certificate is for {principal}, and this is an edge",
-            hint="issue one for edge/<name> and name it under `identity`",
+            f"the certificate is for {found}, and this is {expected}",
+            hint=f"issue one for {expected} and name it under `identity`",
         )
 
 

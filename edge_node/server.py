@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from random import Random
 
 from edge_node.agent import Agent
-from edge_node.errors import WrongRole
+from edge_node.errors import WrongIdentity
 from edge_node.forward.tunnels import MakeTunnel, OnChange, Tunnels
 from edge_node.front.app import EdgeApp
 from edge_node.front.listener import Listener
 from edge_node.settings import EdgeSettings
 from runtime import logs
 from runtime.clock import Clock, SystemClock
-from runtime.identity import Identity
+from runtime.identity import Identity, Principal
 from runtime.metrics import Sample
 from runtime.shutdown import Shutdown
 from topology.overlay.tunnel import Tunnel
@@ -40,8 +40,9 @@ class EdgeWorker:
     def __init__(self, settings: EdgeSettings, worker: int, clock: Clock, rng: Random) -> None:
         loop = asyncio.get_running_loop()
         identity = Identity.load(settings.identity)
-        if identity.principal.role != "edge":
-            raise WrongRole(identity.principal)
+        expected = Principal("edge", settings.name)
+        if identity.principal != expected:
+            raise WrongIdentity(identity.principal, expected)
         self._settings = settings
         self._grace_s = settings.shutdown_grace_ms / 1000
         make = _tunnel_maker(settings, identity, clock, rng)
@@ -70,6 +71,8 @@ class EdgeWorker:
         """Follow a snapshot, whole."""
         self.app.use(snapshot)
         self.tunnels.use(snapshot)
+        if self._settings.name not in snapshot.edges:
+            log.warning("no EdgeSite has this edge's name", name=self._settings.name)
         log.info("configuration", revision=snapshot.revision, regions=len(snapshot.regions))
 
     async def start(self) -> None:

@@ -36,6 +36,12 @@ class Ask(Struct, frozen=True):
     body: bytes
     attempts: int  # regions to try at most
     silence_s: float  # how long a region may send nothing
+    most_tokens: int  # that an answer may have
+
+
+# An answer's text may be this long for each token it may have: far more than any vocabulary has,
+# so that a region gone mad cannot fill this process.
+CHARACTERS_PER_TOKEN = 256
 
 
 class Forwarder:
@@ -68,6 +74,7 @@ class Attempts:
         "_owner",
         "_resumable",
         "_shown",
+        "_size",
         "candidate",
         "ids",
         "text",
@@ -82,6 +89,7 @@ class Attempts:
         self._exchange: Exchange | None = None
         self._resumable = True
         self._shown = False  # the client has been sent part of this answer
+        self._size = 0  # of the text, in characters
         self.candidate: Candidate | None = None
         self.tried: list[str] = []
         self.ids: list[int] = []
@@ -157,8 +165,13 @@ class Attempts:
             raise OverlayProtocolError(
                 f"tokens from {frame.position} on, where {len(self.ids)} were known"
             )
+        self._size += len(frame.text)
+        if self._size > self._ask.most_tokens * CHARACTERS_PER_TOKEN:
+            raise OverlayProtocolError(f"an answer of {self._size} characters")
         if frame.ids:
             self.ids.extend(frame.ids)
+            if len(self.ids) > self._ask.most_tokens:
+                raise OverlayProtocolError(f"an answer of {len(self.ids)} tokens")
         elif frame.text:
             self._resumable = False
         self.text.append(frame.text)
@@ -177,6 +190,7 @@ class Attempts:
         if not self._resumable:
             self.ids.clear()
             self.text.clear()
+            self._size = 0
             self._resumable = True
 
     def _retry_can_help(self, error: AttemptError) -> bool:

@@ -114,6 +114,7 @@ class Chat:
             body,
             serving.attempts,
             serving.silence_s,
+            serving.snapshot.models[request.model].context_tokens,
         )
         attempts = self._forwarder.begin(ask, decision, flight)
         try:

@@ -59,7 +59,7 @@ class Trip:
         self.flights = Flights()
         self.flight = self.flights.open(Client(), deadline_s, Cause.DEADLINE)
         forwarder = Forwarder(regions, choice, self.figures, loop.time)
-        ask = Ask("r1", tenant, "small", 3, stream, b"{}", attempts, silence_s)
+        ask = Ask("r1", tenant, "small", 3, stream, b"{}", attempts, silence_s, 20)
         self.attempts: Attempts = forwarder.begin(ask, choice.decide(tenant, "small"), self.flight)
         self.seen: list[Tokens] = []
 
@@ -234,6 +234,20 @@ async def test_tokens_out_of_place_are_a_fault_of_the_region() -> None:
     trip = Trip(regions)
     await trip.run()
     assert trip.text == TEXT
+
+
+@pytest.mark.parametrize("ids", [True, False])
+async def test_an_endless_answer_is_given_up(ids: bool) -> None:
+    async def endless(request: Request, body: bytes) -> Answer:
+        for n in range(10**9):
+            yield Tokens(n if ids else 0, (n,) if ids else (), "x" if ids else "x" * 1000)
+
+    regions = upstream(**dict.fromkeys(RTT_MS, endless))
+    trip = Trip(regions)
+    with pytest.raises(AttemptsExhausted):
+        await trip.run()
+    assert sent(regions) == (["frankfurt", "dubai", "singapore"] if ids else ["frankfurt"])
+    assert len(trip.text) <= 20 * 256
 
 
 def _without_ids(region: str, after: int) -> Region:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -280,6 +282,24 @@ async def test_workers_do_not_outlive_their_parent(lab: Lab) -> None:
     raise AssertionError("a worker outlived its parent")
 
 
+async def test_clients_may_be_served_over_tls(lab: Lab) -> None:
+    await lab.start_cores()
+    files = lab.mesh.files("dns", "front")  # any certificate for localhost will do
+    tls = {"certificate": str(files.certificate), "key": str(files.key)}
+    lab.url = lab.url.replace("http://127.0.0.1", "https://localhost")
+    context = ssl.create_default_context(cafile=str(files.ca))
+    await lab.run(lab.settings(tls=tls))
+    async with httpx.AsyncClient(verify=context, timeout=10) as client:
+        for _ in range(200):
+            with contextlib.suppress(httpx.TransportError):
+                if (await client.get(lab.url + "/readyz")).status_code == 200:
+                    break
+            await asyncio.sleep(0.05)
+        reply = await client.post(lab.url + "/v1/chat/completions", json=ask(), headers=HEADERS)
+        assert reply.json()["choices"][0]["message"]["content"] == TEXT
+    assert await lab.stop() == 0
+
+
 async def _refused(lab: Lab, settings: Path) -> str:
     await lab.run(settings, save=False)
     assert await lab.stop(told=False) == 2
@@ -300,7 +320,8 @@ async def test_wrong_settings_are_all_said(lab: Lab) -> None:
         assert part in said
 
 
-async def test_another_roles_certificate_is_refused(lab: Lab) -> None:
-    files = lab.mesh.files("core", "london")
-    identity = {k: str(getattr(files, k)) for k in ("certificate", "key", "ca")}
-    assert "core/london" in await _refused(lab, lab.settings(identity=identity))
+async def test_anothers_certificate_is_refused(lab: Lab) -> None:
+    for role, name in (("core", "london"), ("edge", "tokyo")):
+        files = lab.mesh.files(role, name)
+        identity = {k: str(getattr(files, k)) for k in ("certificate", "key", "ca")}
+        assert f"{role}/{name}" in await _refused(lab, lab.settings(identity=identity))
