@@ -74,7 +74,7 @@ class Lab:
         await self._start_control_plane(files)
         await self._tradewind("apply", "-f", str(files.resources))
         self._say("resources applied with `tradewind apply`")
-        await self._run("dns", "control_plane.cli", "dns run", files.dns)
+        await self._run("dns", "control_plane.cli.main", "dns run", files.dns)
         for name, path in files.edges.items():
             await self._run(f"edge-{name}", "edge_node", "run", path)
         await self._ready()
@@ -148,7 +148,7 @@ class Lab:
         await self.etcd.start()
         self._say(f"etcd: {ETCD_MEMBERS} members at {', '.join(self.etcd.endpoints)}")
         for name, path in files.control_plane.items():
-            await self._run(name, "control_plane.cli", "control-plane run", path)
+            await self._run(name, "control_plane.cli.main", "control-plane run", path)
         for name, endpoint in zip(files.control_plane, CONTROL_PLANE, strict=True):
             await self.supervisor.until(
                 f"control-plane replica {name}",
@@ -185,7 +185,7 @@ class Lab:
         """Run the command line, as an operator would."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "control_plane.cli", *arguments),
+            *("-m", "control_plane.cli.main", *arguments),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=os.environ | {"TRADEWIND_CONTEXT": str(self.directory / "context.yaml")},

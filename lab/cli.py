@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.console import Console
 from lab.bring_up import Lab
 from lab.clients import Client
 from lab.report import Report, failover, totals
-from lab.story import DRAINED, KILLED, Story
+from lab.story import DRAINED, DRAINED_NOW, DRAINING, KILLED, KILLED_NOW, Story
 from lab.view import LinesView, LiveView, show_report
 from lab.world import CLIENT_CITIES, DNS_PORT, EDGES, LONDON, MODEL, SERVICE, TENANTS
 from runtime.errors import TradewindError
@@ -26,6 +27,7 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 
+WIDTH_IN_A_LOG = 150
 EXAMPLES = """
 [bold]Examples[/bold]
 
@@ -62,7 +64,7 @@ def lab(
     ] = Path(".lab"),
 ) -> None:
     """Start everything and tell the story; or, with --serve, keep it up."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_IN_A_LOG)
     if engine is EngineName.sim:
         console.print("[yellow]Engine: sim. Answers and service times are simulated.[/yellow]")
     try:
@@ -127,13 +129,14 @@ def _story(world: Lab, view: LiveView | LinesView, now: Callable[[], float]) -> 
 
 
 def _report(world: Lab, story: Story, setup_s: float, duration_s: float) -> Report:
-    began = story.began_s
+    seen, began = tuple(story.outcomes), story.began_s
+    drain_s, drained_s, kill_s = began[DRAINING], began[DRAINED_NOW], began[KILLED_NOW]
     return Report(
         engine=world.engine,
-        requests=tuple(story.outcomes),
-        drain=failover(DRAINED, "drain", began["drain"], story.outcomes),
-        kill=failover(KILLED, "kill", began["kill"], story.outcomes),
-        totals=totals(story.outcomes, world.memory_mb()),
+        requests=seen,
+        drain=failover(DRAINED, drain_s, drained_s, kill_s, seen),
+        kill=failover(KILLED, kill_s, kill_s, duration_s, seen),
+        totals=totals(seen, world.memory_mb()),
         setup_s=round(setup_s, 1),
         duration_s=round(duration_s, 1),
     )

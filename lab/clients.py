@@ -58,7 +58,7 @@ def questions(offset: int) -> Iterator[Question]:
     while True:
         number += 1
         prompt = QUESTIONS[(offset + number) % len(QUESTIONS)]
-        yield Question(prompt, stream=number % 2 == 1, temperature=0.7)
+        yield Question(prompt, stream=number % 2 == 1, temperature=0.3)
 
 
 async def resolve(city: City, server: str = "127.0.0.1", port: int = DNS_PORT) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     answer: str
     error: str = ""
     begun_s: float  # seconds since the story began
-    phase: str  # steady | drain | kill
+    phase: str  # when it began: steady | draining | drained | killed
 
     @property
     def failed(self) -> bool:
@@ -33,14 +33,17 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 
 class Failover(Struct, frozen=True, kw_only=True):
-    """What taking a region away cost its clients.
+    """What taking a region away cost its clients. Times count from the command or the kill.
 
-    `requests_during`: those in flight when it happened or begun after it, in its phase.
-    `first_served_elsewhere_ms`: from the command or the kill to the first token that a client
-    whose region it had been got from another one.
+    `in_effect_ms`: until the command returned, every node having acknowledged it; 0 for a kill.
+    `requests_during`: in flight when it happened, or begun after it and before the next event.
+    `served_there_after`: begun once it was in effect, and served by the region all the same.
+    `first_served_elsewhere_ms`: until a client whose region it had been got its first token from
+    another one.
     """
 
     region: str
+    in_effect_ms: float
     requests_during: int
     failed: int
     served_there_after: int
@@ -74,22 +77,26 @@ class Report(Struct, frozen=True, kw_only=True):
     duration_s: float
 
 
-def failover(region: str, phase: str, at_s: float, outcomes: Sequence[Outcome]) -> Failover:
-    """Sum up one failover that happened `at_s` seconds into the story."""
-    during = [o for o in outcomes if o.phase == phase or _in_flight(o, at_s)]
+def failover(
+    region: str, at_s: float, in_effect_s: float, until_s: float, outcomes: Sequence[Outcome]
+) -> Failover:
+    """Sum up a failover: it happened `at_s` seconds into the story, was in effect at
+    `in_effect_s`, and the next event came at `until_s`."""
+    during = [o for o in outcomes if at_s <= o.begun_s < until_s or _in_flight(o, at_s)]
     home = _home_cities(region, at_s, outcomes)
     elsewhere = [
         (o.begun_s - at_s) * 1000 + o.ttft_ms
         for o in during
         if o.city in home and o.region != region and o.served_by == "region" and not o.failed
     ]
-    after = [o for o in during if o.begun_s > at_s and o.region == region and not o.failed]
+    late = [o for o in during if o.begun_s > in_effect_s and o.region == region and not o.failed]
     return Failover(
         region=region,
+        in_effect_ms=round((in_effect_s - at_s) * 1000, 1),
         requests_during=len(during),
         failed=sum(o.failed for o in during),
-        served_there_after=len(after),
-        first_served_elsewhere_ms=min((e for e in elsewhere if e >= 0), default=None),
+        served_there_after=len(late),
+        first_served_elsewhere_ms=min((round(e, 1) for e in elsewhere if e >= 0), default=None),
     )
 
 

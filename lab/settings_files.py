@@ -62,13 +62,12 @@ def write(
         name: _write(
             config / f"{name}.yaml",
             {
-                "name": name,
                 "listen": CONTROL_PLANE[index],
                 "metrics": f"127.0.0.1:{METRICS_PORT + index}",
                 "identity": identity("control", name),
-                "state_dir": str(directory / "state" / name),
+                "data_dir": str(directory / "state" / name),
                 "etcd": {"endpoints": list(etcd_endpoints)},
-                "prefixes": str(prefixes),
+                "prefix_table": str(prefixes),
             },
         )
         for index, name in enumerate(REPLICAS)
@@ -113,6 +112,9 @@ def _core(
         "http": {"host": region.address, "port": CORE_HTTP_PORT},
         "engine": engine,
         "model": MODEL,
+        # Three cores share two CPUs or so; torch's threads spin while they wait for each other.
+        "torch": {"threads": 1},
+        "shutdown_grace_ms": 1000,
         "control_plane": list(CONTROL_PLANE),
         "state_dir": str(directory / "state" / f"core-{region.name}"),
     }
@@ -132,13 +134,13 @@ def _edge(edge: EdgePlace, identity: dict[str, str], directory: Path) -> dict[st
 
 def _dns(identity: dict[str, str], prefixes: Path, directory: Path) -> dict[str, Any]:
     return {
-        "name": "ns1",
-        "listen": f"127.0.0.1:{DNS_PORT}",
+        "node_id": "dns/ns1",
+        "listen": [f"127.0.0.1:{DNS_PORT}"],
         "metrics": f"127.0.0.1:{METRICS_PORT + 9}",
         "identity": identity,
         "control_plane": list(CONTROL_PLANE),
-        "state_dir": str(directory / "state" / "dns"),
-        "prefixes": str(prefixes),
+        "last_good": str(directory / "state" / "dns" / "snapshot"),
+        "prefix_table": str(prefixes),
     }
 
 

@@ -14,7 +14,8 @@ from lab.clients import Client, keep_asking
 from lab.errors import LabError
 from lab.report import Outcome
 
-PHASES = ("steady", "drain", "kill")
+# `draining` lasts as long as the command, which returns once every node has acknowledged.
+STEADY, DRAINING, DRAINED_NOW, KILLED_NOW = "steady", "draining", "drained", "killed"
 MIN_PHASE_S = 5.0
 MAX_PHASE_S = 60.0
 DRAINED = "frankfurt"
@@ -47,7 +48,7 @@ class Story:
         self._kill = kill
         self._audience = audience
         self._now = now
-        self._phase = PHASES[0]
+        self._phase = STEADY
         self.outcomes: list[Outcome] = []
         self.began_s: dict[str, float] = {}
 
@@ -58,11 +59,15 @@ class Story:
             for c in self._clients
         ]
         try:
-            await self._play("steady", "every city asks; the nearest region answers", None, asking)
-            text = f"{DRAINED} is drained with `tradewind region drain {DRAINED}`"
-            await self._play("drain", text, self._drain, asking)
-            text = f"{KILLED}'s core is killed with SIGKILL"
-            await self._play("kill", text, self._kill, asking)
+            self._enter(STEADY, "every city asks; the nearest region answers")
+            await self._until_told(asking)
+            self._enter(DRAINING, f"`tradewind region drain {DRAINED}` is running")
+            await self._drain()
+            self._enter(DRAINED_NOW, f"{DRAINED} is drained: every node has acknowledged")
+            await self._until_told(asking)
+            self._enter(KILLED_NOW, f"{KILLED}'s core is killed with SIGKILL")
+            await self._kill()
+            await self._until_told(asking)
         finally:
             stop.set()
             done, late = await asyncio.wait(asking, timeout=MAX_PHASE_S)
@@ -71,22 +76,22 @@ class Story:
         for task in done:
             task.result()
 
-    async def _play(
-        self, name: str, text: str, deed: Act | None, asking: list[asyncio.Task[None]]
-    ) -> None:
-        self._phase = name
-        self.began_s[name] = self._now()
-        self._audience.phase(name, text)
-        if deed is not None:
-            await deed()
+    def _enter(self, phase: str, text: str) -> None:
+        self._phase = phase
+        self.began_s[phase] = self._now()
+        self._audience.phase(phase, text)
+
+    async def _until_told(self, asking: list[asyncio.Task[None]]) -> None:
+        """Until every city has had an answer to something it asked in this phase."""
         end = self._now() + MAX_PHASE_S
-        while not self._told(name):
+        while not self._told(self._phase):
             for task in asking:
                 if task.done():
                     task.result()  # a client that broke is the lab's mistake: raise it
             if self._now() > end:
                 raise LabError(
-                    f"phase {name!r}: not every city had an answer within {MAX_PHASE_S:.0f} s"
+                    f"phase {self._phase!r}: not every city had an answer within "
+                    f"{MAX_PHASE_S:.0f} s"
                 )
             await asyncio.sleep(0.1)
 

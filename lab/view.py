@@ -142,9 +142,9 @@ def show_report(console: Console, report: Report) -> None:
 def _requests_table(outcomes: Sequence[Outcome]) -> Table:
     table = Table(title="Each city's last request of each phase")
     for name in ("phase", "city", "edge", "served by", "region", "path"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True, min_width=6)
     for name in ("first token ms", "total ms"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", min_width=6)
     table.add_column("first words", no_wrap=True, max_width=_WIDTH)
     last = {(o.phase, o.city): o for o in outcomes}
     for (phase, city), o in last.items():
@@ -155,16 +155,23 @@ def _requests_table(outcomes: Sequence[Outcome]) -> Table:
 
 def _failover_table(failovers: Sequence[Failover]) -> Table:
     table = Table(title="What the failovers cost")
-    for name in ("region", "requests during", "failed", "served there after"):
-        table.add_column(name)
-    table.add_column("first served elsewhere after", justify="right")
+    table.add_column("region")
+    for name in (
+        "in effect after ms",
+        "requests during",
+        "failed",
+        "served there after",
+        "first served elsewhere ms",
+    ):
+        table.add_column(name, justify="right")
     for row in failovers:
         first = row.first_served_elsewhere_ms
         table.add_row(
             row.region,
+            f"{row.in_effect_ms:.0f}",
             str(row.requests_during),
             str(row.failed),
             str(row.served_there_after),
-            "-" if first is None else f"{first:.0f} ms",
+            "-" if first is None else f"{first:.0f}",
         )
     return table

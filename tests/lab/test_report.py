@@ -32,20 +32,23 @@ def test_a_failover_counts_what_was_in_flight_and_what_came_after() -> None:
     outcomes = [
         seen("London", "frankfurt", 1.0),
         seen("London", "frankfurt", 9.9, total_ms=500.0),  # in flight at 10.0
-        seen("London", "dubai", 10.5, phase="drain", ttft_ms=300.0),
-        seen("Tokyo", "singapore", 10.1, phase="drain"),  # never was Frankfurt's
-        seen("Berlin", "frankfurt", 10.4, phase="drain"),  # slipped through
-        seen("London", "", 11.0, phase="drain", error="HTTP 503", served_by=""),
+        seen("London", "dubai", 10.5, phase="drained", ttft_ms=300.0),
+        seen("Tokyo", "singapore", 10.1, phase="drained"),  # never was Frankfurt's
+        seen("Berlin", "frankfurt", 10.4, phase="drained"),  # slipped through
+        seen("London", "frankfurt", 10.1, phase="draining"),  # not in effect yet
+        seen("London", "", 11.0, phase="drained", error="HTTP 503", served_by=""),
+        seen("London", "dubai", 20.0, phase="killed"),  # another story
     ]
-    cost = failover("frankfurt", "drain", 10.0, outcomes)
-    assert cost.requests_during == 5
+    cost = failover("frankfurt", 10.0, 10.2, 20.0, outcomes)
+    assert cost.requests_during == 6
+    assert cost.in_effect_ms == 200.0
     assert cost.failed == 1
     assert cost.served_there_after == 1
     assert cost.first_served_elsewhere_ms == 800.0
 
 
 def test_a_failover_that_nobody_noticed() -> None:
-    cost = failover("dubai", "drain", 10.0, [seen("London", "frankfurt", 1.0)])
+    cost = failover("dubai", 10.0, 10.0, 20.0, [seen("London", "frankfurt", 1.0)])
     assert (cost.requests_during, cost.failed, cost.first_served_elsewhere_ms) == (0, 0, None)
 
 
