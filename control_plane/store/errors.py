@@ -70,7 +70,7 @@ class StoreClosed(StoreUnavailable):
 
 def _moved(expected: int, found: int) -> str:
     if not found:
-        return f"is gone (was at revision {expected})"
+        return f"does not exist (revision {expected} was expected)"
     if not expected:
         return f"exists already (at revision {found})"
     return f"is at revision {found}, not {expected}"

@@ -40,9 +40,9 @@ class MemoryStore:
         self._clock = clock or SystemClock()
         self._kept_changes = kept_changes
         self._entries: dict[str, Entry] = {}
-        # Revision n's change is at index n - first kept revision. etcd's first write is 2, too.
-        self._revision = 1
-        self._history: list[Change] = []
+        self._revision = 1  # of the empty store, as in etcd: the first change is at 2
+        self._history: list[Change] = []  # every revision since the forgotten ones, no gaps
+        self._forgotten = 0
         self._woken: set[asyncio.Future[None]] = set()
         self._cut = False
         self._lose_next_reply = False
@@ -60,12 +60,12 @@ class MemoryStore:
 
     async def get(self, key: str) -> Entry | None:
         check_key(key)
-        self._check_available()
+        await self._arrive()
         return self._entries.get(key)
 
     async def list(self, prefix: str) -> Listing:
         check_watch(prefix, 0)
-        self._check_available()
+        await self._arrive()
         return self._listing(prefix)
 
     def watch(self, prefix: str, after: int) -> MemoryWatch:
@@ -74,7 +74,7 @@ class MemoryStore:
 
     async def transact(self, guards: Sequence[Guard], operations: Sequence[Operation]) -> int:
         check_transaction(guards, operations)
-        self._check_available()
+        await self._arrive()
         found = {guard.key: self._revision_of(guard.key) for guard in guards}
         expected = {guard.key: guard.revision for guard in guards}
         differ = {key: at for key, at in found.items() if at != expected[key]}
@@ -95,6 +95,7 @@ class MemoryStore:
         if revision > self._revision:
             raise InvalidRequest((f"revision {revision} is not there yet",))
         self._history = [change for change in self._history if change.revision > revision]
+        self._forgotten = max(self._forgotten, revision)
         self._wake()
 
     def cut(self, detail: str = "cut off") -> None:
@@ -112,7 +113,9 @@ class MemoryStore:
         """The next transaction is applied, and raises `StoreUnavailable(ambiguous=True)`."""
         self._lose_next_reply = True
 
-    def _check_available(self) -> None:
+    async def _arrive(self) -> None:
+        # Others run in between, as they would on the way to a real store.
+        await asyncio.sleep(0)
         if self._closed:
             raise StoreClosed("the store is closed")
         if self._cut:
@@ -141,6 +144,7 @@ class MemoryStore:
         self._history.append(Change(revision, puts, deletes))
         if len(self._history) > 2 * self._kept_changes:
             del self._history[: -self._kept_changes]
+            self._forgotten = self._history[0].revision - 1
         self._wake()
 
     def _wake(self) -> None:
@@ -151,11 +155,11 @@ class MemoryStore:
 
     def _next(self, prefix: str, after: int) -> tuple[Change | Relisted | None, int]:
         """What a watch gives next, and up to which revision it has then seen everything."""
-        first = self._revision + 1 - len(self._history)
         # Ahead of the store: it lost revisions that this watch has seen, so nothing fits.
-        if after + 1 < first or after > self._revision:
+        if after < self._forgotten or after > self._revision:
             return Relisted(self._listing(prefix)), self._revision
-        for change in self._history[after + 1 - first :]:
+        begin = len(self._history) - (self._revision - after)
+        for change in self._history[max(0, begin) :]:
             puts = tuple(entry for entry in change.puts if entry.key.startswith(prefix))
             deletes = tuple(key for key in change.deletes if key.startswith(prefix))
             if puts or deletes:
