@@ -122,7 +122,10 @@ def make_plan(base: Base, wanted: Wanted, serving: Snapshot | None, now_s: float
     changes += [_remove(base, key) for key in _removes(base, wanted)]
     before = Snapshot(base.revision, _by_kind(base.resources))
     after = _result(base, changes)
-    found = safety.refusals(serving if serving is not None else before, after, now_s)
+    if serving is None:
+        found = safety.refusals(before, after, now_s)
+    else:
+        found = safety.refusals(serving, after, now_s) + safety.withdrawn(serving, after)
     return Plan(
         base=base,
         wanted=wanted,

@@ -32,6 +32,18 @@ def refusals(before: Snapshot, after: Snapshot, now_s: float) -> tuple[Refusal, 
     )
 
 
+def withdrawn(serving: Snapshot, after: Snapshot) -> tuple[Refusal, ...]:
+    """For a store that was wiped: what nodes still run on and would lose by this change."""
+    lost = [str(resource.key) for resource in serving if after.get(resource.key) is None]
+    if not lost:
+        return ()
+    message = (
+        f"the store was wiped, nodes run on revision {serving.revision}, and this change would "
+        f"withdraw the rest of it: {_named(lost)}; apply everything at once instead"
+    )
+    return (Refusal(MANY, message),)
+
+
 def _open_regions(snapshot: Snapshot, now_s: float) -> frozenset[str]:
     """The regions that take requests: those not drained or failed over whole."""
     drained = set()
