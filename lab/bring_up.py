@@ -16,10 +16,11 @@ import msgspec
 
 from lab import settings_files
 from lab.clients import resolve
+from lab.control import Answer, Order, ProcessState
 from lab.errors import AddressBusy, ProcessDied
 from lab.etcd_cluster import EtcdCluster
 from lab.settings_files import CONTROL_PLANE, SettingsFiles
-from lab.supervisor import Supervisor, require_free
+from lab.supervisor import Supervisor, require_free, resident_mb
 from lab.world import (
     CLIENT_CITIES,
     CORE_HTTP_PORT,
@@ -52,6 +53,12 @@ class Lab:
         self._lock: IO[str] | None = None
         self._supervisor: Supervisor | None = None
         self.etcd: EtcdCluster | None = None
+
+    @property
+    def _cluster(self) -> EtcdCluster:
+        if self.etcd is None:
+            raise RuntimeError("the lab has not been started")
+        return self.etcd
 
     @property
     def supervisor(self) -> Supervisor:
@@ -94,6 +101,47 @@ class Lab:
 
     async def kill_core(self, region: str) -> None:
         await self.supervisor.kill(f"core-{region}")
+
+    async def obey(self, order: Order) -> Answer:
+        """Kill or start one process, or all of etcd; every answer lists all processes."""
+        if order.verb == "kill":
+            await self._kill(order.name)
+        elif order.verb == "start":
+            await self._start_again(order.name)
+        return Answer(processes=tuple(self._states()))
+
+    async def _kill(self, name: str) -> None:
+        members = self._etcd_members(name)
+        for index in members:
+            self._cluster.kill(index)
+        if not members:
+            await self.supervisor.kill(name)
+
+    async def _start_again(self, name: str) -> None:
+        if name == "etcd":
+            await self._cluster.start()
+        elif members := self._etcd_members(name):
+            await self._cluster.restart(members[0])
+        else:
+            await self.supervisor.again(name)
+
+    def _etcd_members(self, name: str) -> tuple[int, ...]:
+        """The members that a name means: `etcd` all of them, `etcd-2` the second."""
+        if name == "etcd":
+            return tuple(range(ETCD_MEMBERS))
+        kind, _, number = name.partition("-")
+        if kind == "etcd" and number.isdigit() and 1 <= int(number) <= ETCD_MEMBERS:
+            return (int(number) - 1,)
+        return ()
+
+    def _states(self) -> Iterator[ProcessState]:
+        for index in range(ETCD_MEMBERS):
+            log = str(self._cluster.log_file(index))
+            pid = self._cluster.pid(index)
+            yield ProcessState(f"etcd-{index + 1}", pid, pid != 0, resident_mb([pid]), log)
+        for name, child in self.supervisor.children.items():
+            pid = child.pid if child.running else 0
+            yield ProcessState(name, pid, child.running, child.memory_mb(), str(child.log))
 
     def memory_mb(self) -> dict[str, float]:
         """Resident memory in MB of the largest process of each kind."""
@@ -143,10 +191,8 @@ class Lab:
         await self.supervisor.start("wan", command)
 
     async def _start_control_plane(self, files: SettingsFiles) -> None:
-        if self.etcd is None:
-            raise RuntimeError("etcd comes first")
-        await self.etcd.start()
-        self._say(f"etcd: {ETCD_MEMBERS} members at {', '.join(self.etcd.endpoints)}")
+        await self._cluster.start()
+        self._say(f"etcd: {ETCD_MEMBERS} members at {', '.join(self._cluster.endpoints)}")
         for name, path in files.control_plane.items():
             await self._run(name, "control_plane.cli.main", "control-plane run", path)
         for name, endpoint in zip(files.control_plane, CONTROL_PLANE, strict=True):

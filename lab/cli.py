@@ -13,9 +13,13 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from lab.bring_up import Lab
 from lab.clients import Client
+from lab.control import Order
+from lab.control import send as send_order
+from lab.control import serve as serve_control
 from lab.report import Report, failover, totals
 from lab.story import DRAINED, DRAINED_NOW, DRAINING, KILLED, KILLED_NOW, Story
 from lab.view import LinesView, LiveView, show_report
@@ -25,6 +29,7 @@ from runtime.errors import TradewindError
 app = typer.Typer(
     help="The whole world on one machine: etcd, control plane, DNS, edges, cores, clients.",
     invoke_without_command=True,
+    subcommand_metavar="[ps|kill|start]",
 )
 
 WIDTH_IN_A_LOG = 150
@@ -48,8 +53,16 @@ class EngineName(StrEnum):
     sim = "sim"
 
 
+class OutputForm(StrEnum):
+    """How to print."""
+
+    table = "table"
+    json = "json"
+
+
 @app.callback(epilog=EXAMPLES)
 def lab(
+    ctx: typer.Context,
     engine: Annotated[
         EngineName, typer.Option(help="torch runs the real model; sim imitates service times.")
     ] = EngineName.torch,
@@ -64,6 +77,9 @@ def lab(
     ] = Path(".lab"),
 ) -> None:
     """Start everything and tell the story; or, with --serve, keep it up."""
+    ctx.obj = directory.resolve()
+    if ctx.invoked_subcommand is not None:
+        return
     console = Console(width=None if sys.stdout.isatty() else WIDTH_IN_A_LOG)
     if engine is EngineName.sim:
         console.print("[yellow]Engine: sim. Answers and service times are simulated.[/yellow]")
@@ -86,7 +102,7 @@ def lab(
 
 async def _main(console: Console, engine: str, serve: bool, directory: Path) -> Report | None:
     """Run it and return what was seen; None after --serve, which runs until it is stopped."""
-    _cancel_on_sigterm()
+    _cancel_on_signals()
     loop = asyncio.get_running_loop()
     started_s = loop.time()
     view = LiveView(console) if console.is_terminal else LinesView(console)
@@ -95,7 +111,7 @@ async def _main(console: Console, engine: str, serve: bool, directory: Path) -> 
         if serve:
             await world.start()
             _show_how(console, world)
-            await _watch(world)
+            await _watch(console, world)
             return None
         with view:
             await world.start()
@@ -107,10 +123,12 @@ async def _main(console: Console, engine: str, serve: bool, directory: Path) -> 
         await world.stop()
 
 
-def _cancel_on_sigterm() -> None:
+def _cancel_on_signals() -> None:
+    """SIGINT is named too: started in the background by a shell, a process ignores it."""
     task = asyncio.current_task()
     if task is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
 def _story(world: Lab, view: LiveView | LinesView, now: Callable[[], float]) -> Story:
@@ -142,11 +160,21 @@ def _report(world: Lab, story: Story, setup_s: float, duration_s: float) -> Repo
     )
 
 
-async def _watch(world: Lab) -> None:
-    """Stay until stopped; say so when a process ends by itself."""
-    while True:
-        world.supervisor.check()
-        await asyncio.sleep(1.0)
+async def _watch(console: Console, world: Lab) -> None:
+    """Stay until stopped, obey `tradewind lab kill|start`, and say so when a process ends."""
+    server = await serve_control(world.directory, world.obey)
+    gone: set[str] = set()
+    try:
+        while True:
+            for name, child in world.supervisor.children.items():
+                if not child.running and name not in gone:
+                    status = f"{name} ended with status {child.process.returncode}"
+                    again = f"start it again with `tradewind lab start {name}`"
+                    console.print(f"{status}; {again}", highlight=False, markup=False)
+            gone = {n for n, c in world.supervisor.children.items() if not c.running}
+            await asyncio.sleep(0.5)
+    finally:
+        server.close()
 
 
 def _show_how(console: Console, world: Lab) -> None:
@@ -169,6 +197,9 @@ def _show_how(console: Console, world: Lab) -> None:
         f"  .venv/bin/tradewind explain --client {client} --tenant acme --model {MODEL}",
         "  .venv/bin/tradewind region drain frankfurt --reason 'trying it out'",
         "  .venv/bin/tradewind region restore frankfurt --reason 'done'",
+        "Break things, and mend them (`ps` lists all names):",
+        "  .venv/bin/tradewind lab kill etcd          # or etcd-1, core-singapore, cp-1, dns, …",
+        "  .venv/bin/tradewind lab start etcd",
         "With the openai package:",
         f"  openai.OpenAI(base_url='{edge.url}/v1', api_key='$KEY')",
         f"Keys of all tenants: {world.directory / 'keys.json'}; logs: {world.directory / 'logs'}.",
@@ -176,3 +207,47 @@ def _show_how(console: Console, world: Lab) -> None:
     )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+Name = Annotated[str, typer.Argument(help="A process that `ps` lists, or `etcd` for all of it.")]
+
+
+Output = Annotated[OutputForm, typer.Option("--output", "-o", help="table or json.")]
+
+
+@app.command()
+def ps(ctx: typer.Context, output: Output = OutputForm.table) -> None:
+    """List the processes of the lab that is up."""
+    _order(ctx, Order("ps"), output)
+
+
+@app.command()
+def kill(ctx: typer.Context, name: Name) -> None:
+    """Kill a process with SIGKILL, as a crash would. Example: `tradewind lab kill etcd`."""
+    _order(ctx, Order("kill", name))
+
+
+@app.command()
+def start(ctx: typer.Context, name: Name) -> None:
+    """Start a process that was killed. Example: `tradewind lab start core-singapore`."""
+    _order(ctx, Order("start", name))
+
+
+def _order(ctx: typer.Context, order: Order, output: OutputForm = OutputForm.table) -> None:
+    console = Console()
+    try:
+        answer = asyncio.run(send_order(ctx.obj, order))
+    except TradewindError as error:
+        console.print(f"tradewind lab: {error}", style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from error
+    if output is OutputForm.json:
+        print(msgspec.json.encode(answer.processes).decode())
+        return
+    table = Table(box=None)
+    for heading in ("PROCESS", "PID", "STATE", "MEMORY MB", "LOG"):
+        table.add_column(heading, no_wrap=True)
+    for state in answer.processes:
+        running = "running" if state.running else "ended"
+        pid = str(state.pid) if state.running else "-"
+        table.add_row(state.name, pid, running, f"{state.memory_mb:.0f}", state.log)
+    console.print(table)

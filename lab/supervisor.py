@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lab.errors import AddressBusy, ProcessDied
+from lab.errors import AddressBusy, LabError, ProcessDied
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -26,8 +26,15 @@ _REAP_CHECKS = 100  # the kernel needs a moment to end what was killed
 class Child:
     """One running process and the file that its output goes to."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        process: asyncio.subprocess.Process,
+        log: Path,
+    ) -> None:
         self.name = name
+        self.command = tuple(command)
         self.process = process
         self.log = log
         self.expected_to_die = False
@@ -42,7 +49,7 @@ class Child:
 
     def memory_mb(self) -> float:
         """Resident memory of the process and those it started, in MB; 0 once it is gone."""
-        return sum(_resident_kb(pid) for pid in session_members(self.pid)) / 1024
+        return resident_mb(session_members(self.pid))
 
 
 class Supervisor:
@@ -66,7 +73,7 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
-        child = self.children[name] = Child(name, process, log)
+        child = self.children[name] = Child(name, command, process, log)
         return child
 
     async def until(
@@ -97,9 +104,22 @@ class Supervisor:
                 code = child.process.returncode
                 raise ProcessDied(f"{name} ended with status {code}\n{self._tails([name])}")
 
+    async def again(self, name: str) -> None:
+        """Start a process that has ended once more, with the command that it had."""
+        child = self.child(name)
+        if child.running:
+            raise LabError(f"{name} is running already (process {child.pid})")
+        await self.start(name, child.command)
+
+    def child(self, name: str) -> Child:
+        """The process of that name, or `LabError` listing those there are."""
+        if name not in self.children:
+            raise LabError(f"no process {name!r}", hint="there are: " + ", ".join(self.children))
+        return self.children[name]
+
     async def kill(self, name: str) -> None:
         """SIGKILL, as a crash or a power cut would."""
-        child = self.children[name]
+        child = self.child(name)
         child.expected_to_die = True
         _send(signal.SIGKILL, session_members(child.pid))
         await child.process.wait()
@@ -162,6 +182,11 @@ def session_members(leader: int) -> list[int]:
             if int(fields[3]) == leader and fields[0] != "Z":
                 members.append(int(entry.name))
     return members
+
+
+def resident_mb(pids: Sequence[int]) -> float:
+    """Resident memory of processes together, in MB; those that are gone count as nothing."""
+    return round(sum(_resident_kb(pid) for pid in pids) / 1024, 1)
 
 
 def _resident_kb(pid: int) -> int:
