@@ -51,6 +51,8 @@ class Changes:
         self._catalog = catalog
         self._clock = clock
         self._replica = replica
+        # Writers at one replica wait for each other; those at different ones compete.
+        self._turn = asyncio.Lock()
 
     async def resources(self) -> tuple[Resource, ...]:
         """What the store holds, read now."""
@@ -70,6 +72,10 @@ class Changes:
         Raises `InvalidDocument`, `UnknownResource`, `ChangeRefused`, `ChangeConflict`,
         `StoreUnavailable`.
         """
+        async with self._turn:
+            return await self._apply(wanted, author)
+
+    async def _apply(self, wanted: Wanted, author: str) -> Applied:
         first: Base | None = None
         for _ in range(_ATTEMPTS):
             plan = await self.plan(wanted)

@@ -95,9 +95,9 @@ def read(text: str, source: str) -> tuple[list[Document], list[Problem]]:
     """Every document in a text. After a syntax error the rest of the text is not read."""
     documents: list[Document] = []
     problems: list[Problem] = []
-    loader = _Schema(text)
     index = 0
     try:
+        loader = _Schema(text)
         while loader.check_node():
             index += 1
             node = loader.get_node()
@@ -114,8 +114,6 @@ def read(text: str, source: str) -> tuple[list[Document], list[Problem]]:
     except (yaml.YAMLError, RecursionError) as error:
         found = " ".join(str(error).split())[:200]
         problems.append(Problem(source, "", found, "well-formed YAML"))
-    finally:
-        loader.dispose()
     return documents, problems
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control_plane.discovery.deltas import Deltas
@@ -43,6 +43,7 @@ def contents(snapshot: Snapshot) -> dict[str, Any]:
 Event = st.one_of(
     st.tuples(st.just("put"), st.sampled_from(NAMES)),
     st.tuples(st.just("remove"), st.sampled_from(NAMES)),
+    st.tuples(st.just("deliver"), st.just("")),
     st.tuples(st.just("send"), st.just("")),
     st.tuples(st.just("answer"), st.just("")),
     st.tuples(st.just("refuse"), st.just("")),
@@ -56,8 +57,8 @@ class Pair:
 
     def __init__(self) -> None:
         self.revision = 1
-        self.held: dict[str, int] = {}
-        self.deltas = Deltas(snapshot_of(1, {}))
+        self.held = {"a": 1, "b": 1}
+        self.deltas = Deltas(snapshot_of(1, self.held))
         self.node = Subscription("edge/tokyo")
         self.picky = False
         self.connect()
@@ -100,6 +101,9 @@ class Pair:
             case "remove":
                 if self.held.pop(name, None) is not None:
                     self.publish()
+            case "deliver":
+                self.send()
+                self.answer()
             case "send":
                 self.send()
             case "answer" | "refuse":
@@ -111,7 +115,8 @@ class Pair:
                 self.connect()
 
 
-@given(st.lists(Event, max_size=40))
+@settings(max_examples=300)
+@given(st.lists(Event, min_size=5, max_size=40))
 def test_whatever_happens_the_node_ends_with_what_is_published(
     events: list[tuple[str, str]],
 ) -> None:

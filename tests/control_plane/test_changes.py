@@ -1,0 +1,275 @@
+"""Changes: what is planned, what is refused, what two writers at once can do to each other."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from random import Random
+
+import msgspec
+import pytest
+
+from control_plane import keys
+from control_plane.catalog import Catalog
+from control_plane.changes import safety
+from control_plane.changes.apply import MAX_RESOURCES, Changes
+from control_plane.changes.errors import ChangeConflict, ChangeRefused, UnknownResource
+from control_plane.changes.history import AuditEntry, HistoryEntry
+from control_plane.changes.plan import Wanted
+from control_plane.store.base import Guard, Operation, Put
+from control_plane.store.errors import StoreUnavailable
+from control_plane.store.memory import MemoryStore
+from runtime.clock import ManualClock
+from runtime.validation import InvalidDocument
+from tests.control_plane.mesh import region, resource, world
+from topology.resources import Key, Resource
+from topology.snapshot import Snapshot
+
+NOW_S = 1_700_000_000.0
+
+
+class Bench:
+    """A store, a catalog that follows it, and changes."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+        self.clock = ManualClock(wall=NOW_S)
+        self.catalog = Catalog(store, None, self.clock, Random(1))
+        self.changes = Changes(store, self.catalog, self.clock, "cp-1")
+
+    async def apply(self, *puts: Resource, author: str = "operator/alice", **wanted: object) -> int:
+        done = await self.changes.apply(Wanted(puts=puts, **wanted), author)
+        return done.revision
+
+    async def held(self) -> dict[Key, Resource]:
+        return {resource.key: resource for resource in await self.changes.resources()}
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench(MemoryStore())
+    made.catalog.start()
+    yield made
+    await made.catalog.close()
+
+
+async def test_a_change_leaves_history_and_audit_in_the_same_transaction(bench: Bench) -> None:
+    await bench.apply(*world())
+    revision = await bench.apply(
+        region("frankfurt", "EU", capacity_tokens_per_s=7), reason="smaller", author="operator/bob"
+    )
+    listing = await bench.store.list("/tradewind/")
+    of_last = {entry.key: entry for entry in listing.entries if entry.revision == revision}
+    assert sorted(of_last) == [
+        "/tradewind/v1-audit/000000000002",
+        "/tradewind/v1-history/000000000002",
+        "/tradewind/v1/.head",
+        "/tradewind/v1/Region/frankfurt",
+    ]
+    history = msgspec.json.decode(of_last[keys.of_history(2)].value, type=HistoryEntry)
+    audit = msgspec.json.decode(of_last[keys.of_audit(2)].value, type=AuditEntry)
+    assert (history.author, history.reason, audit.replica) == ("operator/bob", "smaller", "cp-1")
+    [recorded] = history.changes
+    assert recorded.before["spec"]["capacity_tokens_per_s"] == 100
+    assert recorded.after["spec"]["capacity_tokens_per_s"] == 7
+    assert audit.keys == ("Region/frankfurt",)
+    assert json.loads(of_last[keys.HEAD].value)["number"] == 2
+
+
+async def test_the_author_is_the_caller_whatever_the_document_says(bench: Bench) -> None:
+    forged = msgspec.structs.replace(region("a"), author="operator/mallory", time_s=1.0)
+    revision = await bench.apply(forged)
+    held = (await bench.held())[Key("Region", "a")]
+    assert (held.author, held.time_s, held.revision) == ("operator/alice", NOW_S, revision)
+
+
+async def test_nothing_to_do_writes_nothing(bench: Bench) -> None:
+    revision = await bench.apply(*world())
+    done = await bench.changes.apply(Wanted(puts=tuple(world())), "operator/alice")
+    assert (done.applied, done.revision, bench.store.revision) == (False, revision, revision)
+
+
+async def test_references_are_checked_on_the_result(bench: Bench) -> None:
+    await bench.apply(*world())
+    before = bench.store.revision
+    with pytest.raises(InvalidDocument, match="Region 'singapore'"):
+        await bench.changes.apply(Wanted(removes=(Key("Region", "singapore"),)), "o/a")
+    route = resource("Route", "all", models=["*"], tenants=["*"], regions=["frankfurt"])
+    model = resource("Model", "smol", regions=["frankfurt"], context_tokens=2048)
+    wanted = Wanted(puts=(route, model), removes=(Key("Region", "singapore"),))
+    assert bench.store.revision == before
+    await bench.changes.apply(wanted, "o/a")
+    assert Key("Region", "singapore") not in await bench.held()
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Wanted(),
+        Wanted(prune=True),
+        Wanted(removes=(Key("Region", ""),)),
+        Wanted(removes=(Key("Region", "*"),)),
+        Wanted(removes=(Key("Regoin", "x"),)),
+        Wanted(puts=(region("a"), region("a"))),
+        Wanted(puts=(region("a"),), removes=(Key("Region", "a"),)),
+        Wanted(puts=(region("a"),), force=("everything",)),
+    ],
+)
+async def test_what_is_no_request(bench: Bench, wanted: Wanted) -> None:
+    with pytest.raises(InvalidDocument):
+        await bench.changes.apply(wanted, "o/a")
+    assert bench.store.revision == 1
+
+
+async def test_removing_what_is_not_there(bench: Bench) -> None:
+    with pytest.raises(UnknownResource, match="Region/nowhere"):
+        await bench.changes.apply(Wanted(removes=(Key("Region", "nowhere"),)), "o/a")
+
+
+async def test_more_than_a_transaction_takes(bench: Bench) -> None:
+    many = [region(f"r{i}") for i in range(MAX_RESOURCES + 1)]
+    with pytest.raises(InvalidDocument, match="in parts"):
+        await bench.apply(*many)
+    assert bench.store.revision == 1
+    await bench.apply(*many[:-1])
+
+
+async def test_twenty_writers_of_different_things_all_get_through(bench: Bench) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number in range(20):
+            group.create_task(bench.apply(region(f"r{number}")))
+    assert len(await bench.held()) == 20
+    head = json.loads((await bench.store.get(keys.HEAD)).value)
+    assert head["number"] == 20
+
+
+class Contended(MemoryStore):
+    """Somebody else writes just before each transaction of ours, as often as told."""
+
+    def __init__(self, *others: Put) -> None:
+        super().__init__()
+        self.others = list(others)
+
+    async def transact(self, guards: Sequence[Guard], operations: Sequence[Operation]) -> int:
+        if self.others and guards:
+            await super().transact([], [self.others.pop(0)])
+        return await super().transact(guards, operations)
+
+
+async def test_two_writers_of_one_thing_one_gets_a_conflict() -> None:
+    theirs = Put("/tradewind/v1/Region/a", b'{"kind":"Region"}')
+    bench = Bench(Contended(theirs))
+    with pytest.raises(ChangeConflict, match="Region/a is at revision 2"):
+        await bench.apply(region("a"), region("b"))
+    entries = (await bench.store.list("/")).entries
+    assert [entry.key for entry in entries] == ["/tradewind/v1/Region/a"], "nothing half-applied"
+
+
+async def test_a_race_cannot_leave_a_dangling_reference(bench: Bench) -> None:
+    await bench.apply(region("a"), region("b"))
+    model = resource("Model", "m", regions=["a"], context_tokens=1)
+    done = await asyncio.gather(
+        bench.apply(model),
+        bench.changes.apply(Wanted(removes=(Key("Region", "a"),)), "o/b"),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(each, InvalidDocument) for each in done) == 1
+    Snapshot.build(1, (await bench.held()).values())
+
+
+async def test_a_lost_answer_is_looked_up(bench: Bench) -> None:
+    bench.store.lose_next_reply()
+    revision = await bench.apply(region("a"))
+    assert (await bench.held())[Key("Region", "a")].revision == revision
+
+
+async def test_without_the_store_nothing_is_changed(bench: Bench) -> None:
+    await bench.apply(*world())
+    bench.store.cut()
+    with pytest.raises(StoreUnavailable):
+        await bench.apply(region("a"))
+    bench.store.mend()
+    assert Key("Region", "a") not in await bench.held()
+
+
+async def test_a_broken_value_can_be_put_over_and_removed(bench: Bench) -> None:
+    await bench.apply(region("a"), region("b"))
+    for name in ("a", "b"):
+        await bench.store.transact([], [Put(f"/tradewind/v1/Region/{name}", b"\xff{")])
+    await bench.apply(region("a", capacity_tokens_per_s=5))
+    await bench.changes.apply(Wanted(removes=(Key("Region", "b"),)), "o/a")
+    assert list(await bench.held()) == [Key("Region", "a")]
+
+
+async def test_a_broken_head_does_not_stop_anybody(bench: Bench) -> None:
+    await bench.apply(region("a"))
+    await bench.store.transact([], [Put(keys.HEAD, b"nonsense")])
+    await bench.apply(region("b"))
+    await bench.apply(region("c"))
+    assert len(await bench.held()) == 3
+
+
+# Safety rules. Each row: what is put and removed, and which rules refuse it.
+
+DRAIN = {"action": "drain", "reason": "x"}
+
+
+def override(name: str, **spec: object) -> Resource:
+    return resource("Override", name, **({"region": name} | DRAIN | spec))
+
+
+TENANTS = [resource("Tenant", f"t{i}", api_keys=["sha256:" + f"{i:064x}"]) for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("puts", "removes", "rules"),
+    [
+        ([override("singapore")], [], []),
+        ([override("frankfurt")], [], ["residency"]),
+        ([override("frankfurt", percent=99)], [], []),
+        ([override("frankfurt", expires_s=NOW_S - 1)], [], []),
+        ([override("frankfurt", expires_s=NOW_S + 1)], [], ["residency"]),
+        ([override("frankfurt", action="failover")], [], ["residency"]),
+        ([override("frankfurt"), override("singapore")], [], ["residency", "last-region"]),
+        ([region("frankfurt", "SG")], [], ["residency"]),
+        (
+            [resource("Route", "all", models=["*"], tenants=["*"], regions=["singapore"])],
+            [],
+            ["residency"],
+        ),
+        ([resource("Model", "smol", regions=["singapore"], context_tokens=1)], [], ["residency"]),
+        ([resource("Tenant", "eurobank", residency=["AE"])], [], ["residency"]),
+        ([], ["Tenant/eurobank"], []),
+        ([], ["Route/all"], ["residency"]),
+        ([], ["Tenant/t0", "Tenant/t1", "Tenant/t2"], []),
+        ([], ["Tenant/t0", "Tenant/t1", "Tenant/t2", "Tenant/t3"], ["many"]),
+        ([resource("Tenant", f"t{i}", tier="vip") for i in range(4)], [], ["many"]),
+        ([resource("Tenant", f"new{i}") for i in range(50)], [], []),
+        ([], ["Zone/tradewind.test"], []),
+    ],
+)
+def test_safety_rules(puts: list[Resource], removes: list[str], rules: list[str]) -> None:
+    before = Snapshot.build(1, [*world(), *TENANTS])
+    after = before.changed(2, puts, [Key.parse(text) for text in removes])
+    found = safety.refusals(before, after, NOW_S)
+    assert [refusal.rule for refusal in found] == rules
+
+
+def test_what_was_harmed_before_is_not_refused_again() -> None:
+    before = Snapshot.build(1, [*world(), override("frankfurt"), override("singapore")])
+    after = before.changed(2, [region("dubai", "AE")])
+    assert safety.refusals(before, after, NOW_S) == ()
+    assert safety.refusals(before, before.changed(2, [], [Key("Override", "frankfurt")]), 0) == ()
+
+
+async def test_forcing_one_rule_forces_no_other(bench: Bench) -> None:
+    await bench.apply(*world())
+    both = Wanted(puts=(override("frankfurt"), override("singapore")), force=("residency",))
+    with pytest.raises(ChangeRefused, match="--force-last-region"):
+        await bench.changes.apply(both, "o/a")
+    forced = msgspec.structs.replace(both, force=("residency", "last-region"))
+    done = await bench.changes.apply(forced, "o/a")
+    audit = await bench.store.get(keys.of_audit(2))
+    assert len(msgspec.json.decode(audit.value, type=AuditEntry).forced) == 2
+    assert done.applied
