@@ -1,0 +1,162 @@
+"""The edge with real region cores, each a process: what holds when one of them is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from edge_node.forward.tunnels import OnChange, Tunnels
+from edge_node.front.app import EdgeApp
+from edge_node.front.listener import Listener
+from runtime.clock import SystemClock
+from tests.edge_node.cores import Mesh
+from tests.edge_node.worlds import (
+    ACME,
+    MODEL,
+    RTT_MS,
+    ask,
+    events,
+    free_port,
+    snapshot,
+    streamed_text,
+)
+from tests.topology.worlds import region as region_document
+from topology.overlay.tunnel import Tunnel
+
+JURISDICTIONS = {"singapore": "SG", "frankfurt": "EU", "dubai": "AE"}
+HEADERS = {"authorization": f"Bearer {ACME}", "cache-control": "no-store"}
+SLOW = {"step_ms": 20, "answer_tokens_min": 60, "answer_tokens_max": 64}
+
+
+class World:
+    """Three cores in processes of their own, and an edge in this one."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.mesh = Mesh(directory)
+        self.ports = {name: free_port() for name in RTT_MS}
+        self.cores: dict[str, asyncio.subprocess.Process] = {}
+        self.http = free_port()
+        self.url = f"http://127.0.0.1:{self.http}/v1/chat/completions"
+
+    async def start_core(self, name: str) -> None:
+        files = self.mesh.files("core", name)
+        document = {
+            "region": name,
+            "identity": {k: str(getattr(files, k)) for k in ("certificate", "key", "ca")},
+            "overlay": {"host": "127.0.0.1", "port": self.ports[name]},
+            "engine": "sim",
+            "sim": SLOW,
+            "model": MODEL,
+        }
+        path = self.directory / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(document))
+        self.cores[name] = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "region_core", "run", "--settings", str(path),
+            stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+
+    async def kill(self, name: str) -> None:
+        self.cores[name].kill()
+        await self.cores[name].wait()
+
+    async def whole(self, **extra: Any) -> httpx.Response:
+        async with httpx.AsyncClient(timeout=20) as client:
+            return await client.post(self.url, json=ask(**extra), headers=HEADERS)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    for name in RTT_MS:
+        await world.start_core(name)
+    loop = asyncio.get_running_loop()
+    identity = world.mesh.identity("edge", "london")
+
+    def make(region: str, address: str, on_change: OnChange) -> Tunnel:
+        return Tunnel(region, address, identity, on_change=on_change)
+
+    tunnels = Tunnels("london", 0, make)
+    app = EdgeApp("london", tunnels, SystemClock(), Random(1), loop.time)
+    regions = (region_document(n, j, world.ports[n]) for n, j in JURISDICTIONS.items())
+    config = snapshot(*regions)
+    app.use(config)
+    tunnels.use(config)
+    await asyncio.wait_for(tunnels.all_connected(), 20)
+    listener = Listener(app, "127.0.0.1", world.http)
+    listener.start()
+    await asyncio.sleep(0.1)
+    yield world
+    listener.stop_accepting()
+    await app.drain(1.0)
+    await listener.stopped(1.0)
+    await tunnels.close()
+    for process in world.cores.values():
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _stream_and_kill(world: World, seed: int) -> tuple[str, list[Any]]:
+    """Stream an answer and kill the region that gives it in the middle; what the client got."""
+    received, killed = "", ""
+    async with (
+        httpx.AsyncClient(timeout=20) as client,
+        client.stream(
+            "POST", world.url, json=ask(seed=seed, stream=True), headers=HEADERS
+        ) as reply,
+    ):
+        async for piece in reply.aiter_text():
+            received += piece
+            if not killed and received.count("\n\n") > 10:
+                killed = reply.headers["x-tradewind-region"]
+                await world.kill(killed)
+    return killed, events(received)
+
+
+async def test_a_stream_survives_the_death_of_its_region_word_for_word(world: World) -> None:
+    expected = (await world.whole(seed=5)).json()
+    killed, found = await _stream_and_kill(world, seed=5)
+    assert killed
+    assert found[-1] == "[DONE]"
+    assert streamed_text(found) == expected["choices"][0]["message"]["content"]
+    # And once more, with two regions left.
+    expected = (await world.whole(seed=6)).json()
+    second, found = await _stream_and_kill(world, seed=6)
+    assert second != killed
+    assert streamed_text(found) == expected["choices"][0]["message"]["content"]
+
+
+async def test_a_whole_answer_survives_it_too(world: World) -> None:
+    expected = (await world.whole(seed=9)).json()
+    asked = asyncio.create_task(world.whole(seed=9))
+    await asyncio.sleep(0.4)
+    await world.kill((await world.whole(seed=9, max_tokens=1)).headers["x-tradewind-region"])
+    reply = await asked
+    assert reply.json()["choices"] == expected["choices"]
+    assert reply.json()["usage"] == expected["usage"]
+
+
+async def test_a_core_that_comes_back_is_used_again(world: World) -> None:
+    first = (await world.whole(max_tokens=1)).headers["x-tradewind-region"]
+    await world.kill(first)
+    for _ in range(3):
+        reply = await world.whole(max_tokens=1)
+        assert reply.status_code == 200
+        assert reply.headers["x-tradewind-region"] != first
+    await world.start_core(first)
+    regions = set()
+    for _ in range(200):
+        regions.add((await world.whole(max_tokens=1)).headers["x-tradewind-region"])
+        if first in regions:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{first} was not used again, but {regions}")
