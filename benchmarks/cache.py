@@ -9,6 +9,7 @@ and keeps the answer apart by tenant. Each server has one core, wrk the other.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -33,6 +34,7 @@ CONNECTIONS = (32, 128)
 BODY = question(temperature=0)
 
 NGINX = """
+{user}
 daemon off;
 worker_processes 1;
 pid {folder}/nginx.pid;
@@ -86,7 +88,10 @@ def start_nginx(folder: Path, port: int, answer: bytes, cpus: list[int]) -> Proc
     ensure_debian(["nginx"])
     folder.mkdir(parents=True)
     configuration = folder / "nginx.conf"
-    configuration.write_text(NGINX.format(folder=folder, port=port, backend=backend(answer)))
+    user = "user root;" if os.geteuid() == 0 else ""  # or it could not write to `folder`
+    configuration.write_text(
+        NGINX.format(user=user, folder=folder, port=port, backend=backend(answer))
+    )
     command = ["/usr/sbin/nginx", "-c", str(configuration), "-e", str(folder / "error.log")]
     process = Process("nginx", command, cpus=cpus)
     process.wait_for_port(port)

@@ -45,8 +45,9 @@ def question(**extra: Any) -> bytes:
 class Site:
     """Identities, settings and processes under one folder."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, cache_ttl_s: float = 3600.0) -> None:
         self.directory = directory
+        self._cache_ttl_s = cache_ttl_s
         self.http_port = free_port()
         self.overlay_port = free_port()
         self.url = f"http://127.0.0.1:{self.http_port}{PATH}"
@@ -97,7 +98,11 @@ class Site:
         specs: dict[tuple[str, str], dict[str, Any]] = {
             ("Region", REGION): place | cores,
             ("EdgeSite", EDGE): place | {"addresses": ["127.0.0.1"]},
-            ("Model", MODEL): {"regions": [REGION], "context_tokens": 2048},
+            ("Model", MODEL): {
+                "regions": [REGION],
+                "context_tokens": 2048,
+                "cache_ttl_s": self._cache_ttl_s,
+            },
             ("Route", "all"): {"models": ["*"], "tenants": ["*"], "regions": [REGION]},
             ("Tenant", "acme"): {"tier": "vip", "api_keys": [api_key.digest(KEY)]},
         }
