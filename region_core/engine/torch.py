@@ -85,7 +85,9 @@ class TorchEngine:
         self._slots[sequence.slot] = _Slot(sequence)
 
     def release(self, slot: int) -> None:
-        self._slots.pop(slot, None)
+        state = self._slots.pop(slot, None)
+        if state is not None:
+            self._cache.forget(slot, state.held)
 
     def close(self) -> None:
         self._slots.clear()
