@@ -100,22 +100,11 @@ class Chat:
         decision = serving.choice.decide(tenant, request.model)
         if decision.refusal not in ("", "no_region"):
             raise Refused(decision, tenant, request.model)
-        spec = serving.snapshot.tenants[tenant]
-        flight.due(flight.started + call.deadline_s(spec))
+        flight.due(flight.started + call.deadline_s(serving.snapshot.tenants[tenant]))
         key = self._cache_key(tenant, request) if keep else None
         if key is not None and look and self._from_cache(call, key, spelling, request, now):
             return
-        ask = Ask(
-            call.overlay_id,
-            tenant,
-            request.model,
-            URGENCY[spec.tier],
-            request.stream,
-            body,
-            serving.attempts,
-            serving.silence_s,
-            serving.snapshot.models[request.model].context_tokens,
-        )
+        ask = self._ask(call, tenant, request, body)
         attempts = self._forwarder.begin(ask, decision, flight)
         try:
             answer = await self._relay(call, flight, attempts, request)
@@ -124,6 +113,20 @@ class Chat:
         self._figures.forwarded += 1
         if key is not None:
             self._keep(key, request.model, answer)
+
+    def _ask(self, call: Call, tenant: str, request: ChatRequest, body: bytes) -> Ask:
+        serving = self._serving
+        return Ask(
+            call.overlay_id,
+            tenant,
+            request.model,
+            URGENCY[serving.snapshot.tenants[tenant].tier],
+            request.stream,
+            body,
+            serving.attempts,
+            serving.silence_s,
+            serving.snapshot.models[request.model].context_tokens,
+        )
 
     # The cache
 
