@@ -62,6 +62,10 @@ format: $(VENV)/.dev
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+proto: $(VENV)/.dev
+	@echo "== Generating topology/wire/gen from the .proto files"
+	@$(BIN)/python -m topology.wire.generate
+
 bench: $(VENV)/.dev
 	@test -n "$(NAME)" || { echo "Which one? make bench NAME=$$(ls benchmarks | sed -n 's/^\([a-z]*\)\.py$$/\1/p' | grep -v harness | paste -sd'|')"; exit 2; }
 	@echo "== Benchmark $(NAME) (peers are installed under .bench/)"
