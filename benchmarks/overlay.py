@@ -38,6 +38,7 @@ class TransportPort(UdpPort):
     def __init__(self, loop: Any, sock: Any, on_batch: Any, on_refused: Any = None) -> None:
         self.counters = UdpCounters()
         self._socket = sock
+        self.local_port = int(sock.getsockname()[1])
         self._waiting: list[Any] = []
         self._held: list[Any] = []
         self._deliver = on_batch

@@ -8,7 +8,12 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import NameOID
 
 from runtime.identity import Identity, IdentityFiles, Principal
@@ -38,6 +43,18 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
 
+    @classmethod
+    def from_identity(cls, identity: Identity) -> Authority:
+        """A leaf that plays at being an authority."""
+        authority = cls.__new__(cls)
+        authority._key = load_pem_private_key(identity.key_pem, None)
+        authority.certificate = x509.load_pem_x509_certificate(identity.certificate_pem)
+        return authority
+
+    @property
+    def is_root(self) -> bool:
+        return self.certificate.issuer == self.certificate.subject
+
     @property
     def pem(self) -> bytes:
         return self.certificate.public_bytes(Encoding.PEM)
@@ -55,6 +72,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.UTC)
         principal = Principal(role, name)
+        chain = b"" if self.is_root else self.pem
         certificate = (
             x509.CertificateBuilder()
             .subject_name(_name(f"{role} {name}"))
@@ -71,7 +89,7 @@ class Authority:
         )
         return Identity(
             principal=principal,
-            certificate_pem=certificate.public_bytes(Encoding.PEM),
+            certificate_pem=certificate.public_bytes(Encoding.PEM) + chain,
             key_pem=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
             ca_pem=trusted or self.pem,
             files=IdentityFiles(Path(), Path(), Path()),

@@ -154,7 +154,7 @@ def encode_payload(number: int, payload: bytes) -> bytes:
 class FrameDecoder:
     """Bytes in any chunks -> whole frames. Holds at most one frame's bytes.
 
-    After an error it stays in error: the stream is to be reset, there is no way to resume.
+    After an error the stream is to be reset: there is no way to find the next frame.
     """
 
     __slots__ = ("_held", "_max_payload", "_need")

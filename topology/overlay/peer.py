@@ -125,7 +125,7 @@ class PeerConnection:
     def _data(self, stream_id: int, data: bytes, fin: bool) -> None:
         session, began = self.arriving.get(stream_id, (None, 0.0))
         if session is None:
-            if stream_id in self.exchanges:  # cannot be: FIN was the end of what it may send
+            if self.quic.abandoned(stream_id):  # what was under way when we gave it up
                 return
             session = ServerSession(self._server.settings.max_body_bytes)
         held = session.held_bytes

@@ -197,6 +197,11 @@ class Transport(QuicConnection):
                 stream.receiver.stop(code)
             self._wake(stream)
 
+    def abandoned(self, stream_id: int) -> bool:
+        """Whether `abandon` was called for a stream, or the peer reset it."""
+        stream = self._streams.get(stream_id)
+        return stream is None or stream.sender._reset_error_code is not None
+
     def grant(self, stream_id: int, limit_bytes: int) -> None:
         """Let the peer send up to `limit_bytes` on a stream, counted from its beginning."""
         stream = self._streams.get(stream_id)
@@ -242,7 +247,7 @@ class Transport(QuicConnection):
         except FinalSizeError as error:
             raise QuicConnectionError(QuicErrorCode.FINAL_SIZE_ERROR, kind, str(error)) from error
         limit.used += fresh
-        if event is not None:
+        if event is not None and receiver._stop_error_code is None:
             self._events.append(event)
         if receiver.is_finished and stream.sender.is_finished:
             self._discard(stream)

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from runtime import logs
 from runtime.clock import Clock, SystemClock
-from runtime.identity import Identity
+from runtime.identity import Identity, Principal
 from topology.overlay.backoff import Backoff
 from topology.overlay.client import ClientConnection, Dialled
 from topology.overlay.connection import configure
@@ -123,6 +123,11 @@ class Tunnel:
         return None if rtt_s is None else rtt_s * 1000
 
     @property
+    def peer(self) -> Principal | None:
+        """Whom the region's certificate speaks for, while connected."""
+        return self._connection.quic.peer if self._connection and self.connected else None
+
+    @property
     def since(self) -> float:
         """When the state last changed, on the tunnel's clock."""
         return self._since
@@ -162,7 +167,7 @@ class Tunnel:
 
     async def _run(self) -> None:
         while True:  # until `close` cancels it
-            self._change("connecting", "connecting")
+            self._change("connecting", self._reason if self._connects else "connecting")
             reason = await self._attempt()
             delay_s = self._backoff.next_s()
             self._change("waiting", reason)

@@ -57,6 +57,7 @@ class UdpPort:
         self.counters = UdpCounters()
         self._loop = loop
         self._socket = sock
+        self.local_port = int(sock.getsockname()[1])
         self._on_batch = on_batch
         self._on_refused = on_refused
         self._buffer = bytearray(65_536)
@@ -98,10 +99,6 @@ class UdpPort:
             sock.close()
             raise
         return cls(loop, sock, on_batch)
-
-    @property
-    def local_port(self) -> int:
-        return int(self._socket.getsockname()[1])
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
