@@ -41,8 +41,8 @@ class SimSettings(Struct, frozen=True, forbid_unknown_fields=True):
     prefill_tokens_per_s: Annotated[float, Meta(gt=0)] = 2000.0
     step_ms: Annotated[float, Meta(ge=0)] = 13.0  # of a step with one sequence
     step_ms_per_sequence: Annotated[float, Meta(ge=0)] = 0.7  # for each further sequence
-    answer_tokens_min: Annotated[int, Meta(ge=1)] = 24
-    answer_tokens_max: Annotated[int, Meta(ge=1, le=4096)] = 96
+    answer_tokens_min: Annotated[int, Meta(ge=1)] = 24  # of answers that end by themselves;
+    answer_tokens_max: Annotated[int, Meta(ge=1, le=4096)] = 96  # they end with a whole word
 
 
 class SimTokenizer:

@@ -187,9 +187,9 @@ async def test_urgent_ones_run_first() -> None:
         running, ticket = world.ask()
         await running.began.wait()
         late, _ = world.ask(urgency=6, max_tokens=1)
-        soon, _ = world.ask(urgency=1, max_tokens=1)
+        soon, _ = world.ask(urgency=1, max_tokens=50)
         ticket.cancel()
-        await soon.done()
+        await soon.began.wait()
         assert late.calls == ["accepted"]
 
 
