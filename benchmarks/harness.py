@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ OURS = "ours"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
+_QUIET = 0.1  # cores that others may use before the report says so
 _BUSY = 0.95  # a process above this share of its cores has no more to give
 
 
@@ -224,6 +225,14 @@ def free_port() -> int:
                 return port
 
 
+def machine_busy_s() -> float:
+    """CPU time that the whole machine has spent on anything, so far."""
+    with contextlib.suppress(OSError, ValueError):
+        ticks = [int(t) for t in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return (sum(ticks) - ticks[3] - ticks[4]) / _TICKS_PER_S  # without idle and iowait
+    return 0.0
+
+
 def process_tree(pid: int) -> list[int]:
     """`pid` and its living descendants."""
     found, todo = [], [pid]
@@ -300,7 +309,8 @@ class Sample:
     """One turn of one side. Higher `value` is better, unless the report says otherwise.
 
     `server_cores` and `generator_cores`: CPU time over wall time, where measured, and
-    `server_limit`, `generator_limit`: how many cores each could have used.
+    `server_limit`, `generator_limit`: how many cores each could have used. `take_turns` fills
+    in `other_cores`.
     """
 
     value: float
@@ -308,6 +318,7 @@ class Sample:
     generator_cores: float | None = None
     server_limit: float = 1.0
     generator_limit: float = 1.0
+    other_cores: float | None = None  # what everything else on the machine used meanwhile
     notes: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -339,7 +350,12 @@ def take_turns(
     for turn in range(-1 if warm_up else 0, runs):
         start = max(turn, 0) % len(names)
         for name in names[start:] + names[:start]:
+            busy_s, started = machine_busy_s(), time.monotonic()
             sample = sides[name]()
+            busy = (machine_busy_s() - busy_s) / (time.monotonic() - started)
+            if sample.server_cores is not None and sample.generator_cores is not None:
+                others = max(0.0, busy - sample.server_cores - sample.generator_cores)
+                sample = replace(sample, other_cores=others)
             if turn >= 0:
                 taken[name].append(sample)
                 say(f"  run {turn + 1}/{runs}  {name:<24} {sample.value:>14,.1f}")
@@ -425,6 +441,7 @@ class Report:
             "runs": values,
             "server_cores": median(samples, lambda s: s.server_cores),
             "generator_cores": median(samples, lambda s: s.generator_cores),
+            "other_cores": median(samples, lambda s: s.other_cores),
             "per_core": median(samples, lambda s: s.per_core),
             "bound_by": statistics.mode(sample.bound_by for sample in samples),
             "notes": {name: _median_note(samples, name) for name in notes},
@@ -452,6 +469,10 @@ class Report:
         for name, side in sides.items():
             if side["bound_by"] == "generator":
                 say(f"  {name}: the load generator was the limit, so its figure is a lower bound")
+        others = max((side["other_cores"] or 0.0 for side in sides.values()), default=0.0)
+        if others > _QUIET:
+            say(f"  other processes used up to {others:.1f} cores meanwhile: trust ratios "
+                "(all sides had the same) and figures per core, not absolute figures")  # fmt: skip
 
 
 def _ratio(ours: float, peer: float, lower: bool) -> float:

@@ -8,9 +8,9 @@ Three steps, each a dictionary lookup on a hit:
 2. `origins`: a client's address or subnet -> its origin.
 3. `tailored`: (name, type, origin) -> the sections of the answer, whatever the packet was.
 
-`hot` takes only what a client will repeat: positive answers to questions in lower case without
-EDNS options other than the subnet. A cookie, a random-case question (0x20) or a random name
-makes every packet new; those are answered from steps 2 and 3, and push nothing out.
+A packet is looked up as it is, and then in the form that `packet.canonical` gives it, so that
+neither a random-case name (0x20) nor a cookie makes it a new one. `hot` takes only that form, and
+only of answers without an error: random names cost the time of an answer, but push nothing out.
 
 A new snapshot or a change of health makes a new `View`, and empties what depends on it.
 """
@@ -92,6 +92,14 @@ class Answerer:
 
         `key` is the datagram without its ID, `client` the packed source address.
         """
+        form, end = wire.canonical(key)
+        hot = self._find(form, client)
+        if hot is None or form == key or not end or not hot[0][wire.QUESTIONS_AT]:
+            return hot
+        tail, size, slot = hot
+        return tail[: wire.NAME_AT] + key[wire.NAME_AT : end] + tail[end:], size, slot
+
+    def _find(self, key: bytes, client: bytes) -> Hot | None:
         hot = self.hot.get(key)
         if hot is BY_ORIGIN:
             hot = self.hot.get((key, self.origins.of_client(client)))
@@ -148,7 +156,7 @@ class Answerer:
         limit = STREAM_BYTES if stream else self._udp_limit(query)
         tail = fit(query, found, scope, limit, self._settings.udp_bytes)
         slot = self.tally.slot(query.rrtype, found.rcode)
-        return Reply(tail, slot, _repeats(query, found), origin)
+        return Reply(tail, slot, found.rcode == wire.NOERROR, origin)
 
     def _tailor(self, geo: GeoName, query: Query, origin: Origin) -> tuple[Sections, bool]:
         key = (query.name, query.rrtype, origin)
@@ -187,12 +195,3 @@ def fit(query: Query, found: Sections, scope: int, limit: int, udp_bytes: int) -
         flags, found.rcode, found.answer_count, found.authority_count, additionals + opts
     )
     return head + body + additional + opt
-
-
-def _repeats(query: Query, found: Sections) -> bool:
-    """Whether a client is likely to send this very packet again."""
-    return (
-        found.rcode == wire.NOERROR
-        and (query.edns is None or query.edns.plain)
-        and query.question.startswith(query.name)
-    )

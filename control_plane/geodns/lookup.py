@@ -15,7 +15,7 @@ from control_plane.geodns import packet as wire
 from control_plane.geodns.origins import Origin
 from control_plane.geodns.packet import Query
 from control_plane.geodns.policy import choose_edges
-from control_plane.geodns.zones import RFC8482, Node, Zone, address_data, compile_zones, suffixes
+from control_plane.geodns.zones import RFC8482, Node, Zone, address_data, compile_zones
 from topology.snapshot import Snapshot
 
 _QUESTION: Final = b"\xc0\x0c"  # a pointer to the question's name
@@ -94,10 +94,12 @@ class View(Struct, frozen=True):
         return sections, choice.scope == 0
 
     def _zone_of(self, name: bytes) -> Zone | None:
-        for suffix in suffixes(name):
-            zone = self.zones.get(suffix)
+        zones = self.zones
+        while name:
+            zone = zones.get(name)
             if zone is not None:
                 return zone
+            name = name[1 + name[0] :]
         return None
 
 

@@ -14,6 +14,8 @@ from typing import Final
 from msgspec import Struct
 
 HEADER_BYTES: Final = 12
+NAME_AT: Final = HEADER_BYTES - 2  # in a packet without its ID
+QUESTIONS_AT: Final = 3  # the low byte of QDCOUNT, likewise
 MAX_NAME_BYTES: Final = 255
 MAX_ADDITIONAL: Final = 8  # a query carries OPT and perhaps TSIG; more is not a query
 
@@ -46,6 +48,8 @@ CD: Final = 0x0010
 _ECS: Final = 8  # EDNS option code, RFC 7871 section 6
 _DO: Final = 0x8000
 
+_OPTIONS_AT: Final = 16  # behind a name's end: type, class, and the head of an OPT record
+
 _COUNTS = struct.Struct("!HHHHH")  # flags and the four counts, after the ID
 _TYPE_CLASS = struct.Struct("!HH")
 _RECORD = struct.Struct("!HHIH")  # type, class, TTL, length of the data
@@ -65,13 +69,12 @@ class ClientSubnet(Struct, frozen=True):
 
 
 class Edns(Struct, frozen=True):
-    """What the OPT record says. `plain`: it holds no option but ECS, so it may be repeated."""
+    """What the OPT record says."""
 
     udp_bytes: int
     version: int
     dnssec_ok: bool
     subnet: ClientSubnet | None
-    plain: bool
 
 
 class Query(Struct, frozen=True):
@@ -124,6 +127,48 @@ def parse(packet: bytes) -> Query:
     if edns is not None and edns.version:
         raise Malformed(BADVERS, question, edns)
     return query
+
+
+def canonical(key: bytes) -> tuple[bytes, int]:
+    """The form in which a packet without its ID is cached, and where its name ends.
+
+    The name is in lower case, and EDNS options that change no answer (cookies, padding, NSID:
+    all but the client subnet) are left out. A packet of which that cannot be said stays as it
+    is, and its end is 0. So two packets of one form have one answer, but for the case of the
+    name; resolvers draw that at random and check it (0x20).
+    """
+    at, size = NAME_AT, len(key)
+    while at < size and (length := key[at]):
+        if length > 63:
+            return key, 0
+        at += 1 + length
+    if at >= size:
+        return key, 0
+    rest = key[at:]
+    # Root, type and class end the question; root and type 41 begin an OPT record.
+    if len(rest) > _OPTIONS_AT and rest[5:8] == b"\0\0\x29":
+        rest = _without_ignored(rest)
+    return key[:NAME_AT] + key[NAME_AT:at].lower() + rest, at
+
+
+def _without_ignored(rest: bytes) -> bytes:
+    """What follows a name, without options that are ignored; as it is where they do not fit."""
+    size = len(rest)
+    if int.from_bytes(rest[_OPTIONS_AT - 2 : _OPTIONS_AT], "big") != size - _OPTIONS_AT:
+        return rest
+    kept = b""
+    at = _OPTIONS_AT
+    while at < size:
+        if at + 4 > size:
+            return rest
+        code, length = _OPTION.unpack_from(rest, at)
+        end = at + 4 + length
+        if end > size:
+            return rest
+        if code == _ECS:
+            kept += rest[at:end]
+        at = end
+    return rest[: _OPTIONS_AT - 2] + len(kept).to_bytes(2, "big") + kept
 
 
 def _end_of_question(packet: bytes) -> int:
@@ -184,33 +229,20 @@ def _skip_name(packet: bytes, at: int) -> int:
 def _parse_opt(data: bytes, rrclass: int, ttl: int, question: bytes) -> Edns:
     version = (ttl >> 16) & 0xFF
     dnssec_ok = bool(ttl & _DO)
-    edns = Edns(rrclass, version, dnssec_ok, None, not data)
-    if version or not data:
-        return edns  # nothing is known about the options of other versions
-    subnet, plain = _parse_options(data, Malformed(FORMERR, question, edns))
-    return Edns(rrclass, version, dnssec_ok, subnet, plain)
-
-
-def _parse_options(data: bytes, malformed: Malformed) -> tuple[ClientSubnet | None, bool]:
     subnet: ClientSubnet | None = None
-    plain = True
     at, size = 0, len(data)
+    if version:
+        at = size  # nothing is known about the options of other versions
     while at < size:
-        if at + 4 > size:
-            raise malformed
-        code, length = _OPTION.unpack_from(data, at)
-        at += 4
-        if at + length > size:
-            raise malformed
-        if code == _ECS:
-            value = _parse_subnet(data[at : at + length])
-            if value is None or subnet is not None:
-                raise malformed
-            subnet = value
-        else:
-            plain = False
-        at += length
-    return subnet, plain
+        code, length = _OPTION.unpack_from(data, at) if at + 4 <= size else (0, size)
+        end = at + 4 + length
+        value = None
+        if code == _ECS and end <= size and subnet is None:
+            subnet = value = _parse_subnet(data[at + 4 : end])
+        if end > size or (code == _ECS and value is None):
+            raise Malformed(FORMERR, question, Edns(rrclass, version, dnssec_ok, None))
+        at = end
+    return Edns(rrclass, version, dnssec_ok, subnet)
 
 
 def _parse_subnet(data: bytes) -> ClientSubnet | None:

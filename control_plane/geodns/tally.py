@@ -17,7 +17,9 @@ _RCODES = {
     packet.REFUSED: "REFUSED",
     packet.BADVERS: "BADVERS",
 }
-_NAMED_TYPES = frozenset(int(t) for t in dns.rdatatype.RdataType) - {0}
+_NAMED = {int(t): dns.rdatatype.to_text(t) for t in dns.rdatatype.RdataType if int(t)}
+
+_OTHER = -1
 
 
 class Tally:
@@ -28,22 +30,17 @@ class Tally:
     def __init__(self) -> None:
         self.counts: list[int] = []
         self._labels: list[tuple[str, str]] = []
-        self._slots: dict[tuple[str, str], int] = {}
+        self._slots: dict[tuple[int | None, int], int] = {}
 
     def slot(self, rrtype: int | None, rcode: int) -> int:
         """The index of a counter. Types without a name share one, so that the table is bounded."""
-        if rrtype is None:
-            kind = "none"
-        elif rrtype in _NAMED_TYPES:
-            kind = dns.rdatatype.to_text(dns.rdatatype.RdataType(rrtype))
-        else:
-            kind = "other"
-        label = (kind, _RCODES[rcode])
-        index = self._slots.get(label)
+        key = (rrtype if rrtype in _NAMED or rrtype is None else _OTHER, rcode)
+        index = self._slots.get(key)
         if index is None:
-            index = self._slots[label] = len(self.counts)
+            index = self._slots[key] = len(self.counts)
             self.counts.append(0)
-            self._labels.append(label)
+            kind = "none" if rrtype is None else _NAMED.get(rrtype, "other")
+            self._labels.append((kind, _RCODES[rcode]))
         return index
 
     def __iter__(self) -> Iterator[tuple[str, str, int]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import random
 import struct
 from typing import Any
 
@@ -14,50 +12,15 @@ import dns.name
 import dns.rcode
 import dns.rdatatype
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from control_plane.geodns import packet as wire
-from control_plane.geodns.answers import Answerer, AnswerSettings
+from control_plane.geodns.answers import Answerer
 from control_plane.geodns.errors import InvalidZone
 from control_plane.geodns.lookup import View
-from tests.geodns.oracle import UDP_BYTES, expected
+from tests.geodns.asking import CLIENT, SNAPSHOT, Cached, answerer, ask, ecs, packed, raw
+from tests.geodns.oracle import UDP_BYTES
 from tests.geodns.worlds import ALL, ZONE, edge, snapshot, table, zone
 from topology.snapshot import Snapshot
-
-CHILD = zone("eu.sub.tradewind.test", names=[{"name": "@", "edges": ["*"], "answers": 1}])
-SNAPSHOT = snapshot(CHILD)
-CLIENT = "198.18.4.9"  # London
-
-
-def answerer(
-    held: Snapshot | None = None, healthy: frozenset[str] = ALL, **limits: int
-) -> Answerer:
-    made = Answerer(table(), AnswerSettings(**limits))
-    made.replace(View.of(SNAPSHOT if held is None else held, healthy))
-    return made
-
-
-def packed(address: str) -> bytes:
-    return ipaddress.ip_address(address).packed
-
-
-def raw(made: Answerer, data: bytes, *, stream: bool = False, client: str = CLIENT) -> bytes | None:
-    reply = made.reply(data, packed(client), stream=stream)
-    return None if reply is None else data[:2] + reply.tail
-
-
-def ask(
-    name: str = f"api.{ZONE}", kind: str = "A", made: Answerer | None = None, **how: Any
-) -> dns.message.Message:
-    client = how.pop("client", CLIENT)
-    stream = how.pop("stream", False)
-    query = dns.message.make_query(name, kind, **how)
-    data = raw(made or answerer(), query.to_wire(), stream=stream, client=client)
-    assert data is not None
-    answer = dns.message.from_wire(data)
-    assert query.is_response(answer)
-    return answer
 
 
 def texts(answer: dns.message.Message) -> list[str]:
@@ -131,11 +94,6 @@ def test_other_classes_are_refused(rdclass: str, name: str) -> None:
 
 def test_without_a_snapshot_the_client_is_sent_to_another_server() -> None:
     assert ask(made=Answerer(table())).rcode() == dns.rcode.SERVFAIL
-
-
-def ecs(text: str, scope: int = 0) -> dns.edns.ECSOption:
-    option = dns.edns.ECSOption.from_text(text)
-    return dns.edns.ECSOption(option.address, option.srclen, scope)
 
 
 @pytest.mark.parametrize(
@@ -370,197 +328,6 @@ def test_an_amplified_answer_is_small() -> None:
     assert len(got) < 2 * len(query)
 
 
-# --- Against dnspython ------------------------------------------------------------------------
-
-NAMES = [
-    f"api.{ZONE}", f"one.{ZONE}", f"deep.er.{ZONE}", f"er.{ZONE}", ZONE, f"ns1.{ZONE}",
-    f"no.{ZONE}", f"a.b.c.d.{ZONE}", "eu.sub." + ZONE, "x.eu.sub." + ZONE, "sub." + ZONE,
-    "ns1.eu.sub." + ZONE, "example.com", "test", ".",
-]  # fmt: skip
-KINDS = ["A", "AAAA", "NS", "SOA", "ANY", "TXT", "HINFO", "DS", "HTTPS", "AXFR", "TYPE65280"]
-SUBNETS = [None, "198.18.1.0/24", "203.0.0.0/16", "203.0.113.4/30", "8.8.8.0/24", "0.0.0.0/0",
-           "2001:db8:1ff::/48", "2001:db8::/33", "::ffff:203.0.113.0/120", "::/0"]  # fmt: skip
-
-
-@st.composite
-def queries(draw: st.DrawFn) -> dns.message.Message:
-    name = draw(st.sampled_from(NAMES))
-    seed = draw(st.integers(0, 3))
-    mixed = random.Random(seed)
-    if seed:  # 0x20: every letter in a case of its own
-        name = "".join(c.upper() if mixed.random() < 0.5 else c for c in name)
-    query = dns.message.make_query(
-        name,
-        draw(st.sampled_from(KINDS)),
-        rdclass=draw(st.sampled_from(["IN", "IN", "IN", "IN", "CH"])),
-        use_edns=False,
-    )
-    query.flags = draw(
-        st.sampled_from([0, dns.flags.RD, dns.flags.CD | dns.flags.RD, dns.flags.AD])
-    )
-    subnet = draw(st.sampled_from(SUBNETS))
-    options: list[dns.edns.Option] = [] if subnet is None else [ecs(subnet)]
-    if draw(st.booleans()):
-        options.append(dns.edns.GenericOption(10, bytes(draw(st.binary(min_size=8, max_size=8)))))
-    if options or draw(st.booleans()):
-        do = draw(st.sampled_from([0, 0x8000]))
-        query.use_edns(0, do, draw(st.sampled_from([512, 1232, 4096])), options=options)
-    return query
-
-
-clients = st.sampled_from(["198.18.1.9", "198.18.4.9", "8.8.8.8", "127.0.0.1", "2001:db8:100::1"])
-states = st.sampled_from([ALL, ALL - {"london"}, frozenset(), frozenset({"sydney", "tokyo"})])
-
-
-def meaning(message: dns.message.Message) -> Any:
-    """All of a message, with the records of each section in order.
-
-    Answers repeat the case of the question. Other owners may: they are compressed into it.
-    """
-    sections: list[list[str]] = [[rrset.to_text() for rrset in message.answer]]
-    for section in (message.authority, message.additional):
-        sections.append([rrset.to_text().lower() for rrset in section])
-    return (
-        message.id, message.flags, message.rcode(), message.edns, message.ednsflags & 0x8000,
-        message.payload, [o.to_text() for o in message.options],
-        [(q.name.to_text(), q.rdtype, q.rdclass) for q in message.question], sections,
-    )  # fmt: skip
-
-
-@given(queries(), clients, states)
-def test_answers_agree_with_the_oracle(
-    query: dns.message.Message, client: str, healthy: frozenset[str]
-) -> None:
-    data = raw(answerer(healthy=healthy), query.to_wire(), stream=True, client=client)
-    assert data is not None
-    want = expected(query, SNAPSHOT, healthy, table(), client)
-    assert meaning(dns.message.from_wire(data)) == meaning(want)
-    assert data[12 : 12 + len(query.to_wire()) - 12].startswith(question_of(query))
-
-
-def question_of(query: dns.message.Message) -> bytes:
-    """The question as sent, case and all."""
-    bare = dns.message.make_query(
-        query.question[0].name, query.question[0].rdtype, query.question[0].rdclass, use_edns=False
-    )
-    return bare.to_wire()[12:]
-
-
-class Cached:
-    """Answers as the datagram endpoints do: from the packet cache where it can."""
-
-    def __init__(self, made: Answerer) -> None:
-        self.made = made
-
-    def ask(self, data: bytes, client: str) -> bytes | None:
-        hot = self.made.miss(data[2:], packed(client))
-        return None if hot is None else data[:2] + hot[0]
-
-
-@given(st.lists(st.tuples(queries(), clients), min_size=1, max_size=30), states, states)
-def test_caches_change_nothing(
-    asked: list[tuple[dns.message.Message, str]], first: frozenset[str], then: frozenset[str]
-) -> None:
-    # Tiny caches, so that generations turn all the time.
-    cached = Cached(answerer(healthy=first, hot_entries=3, origin_entries=2, tailored_entries=2))
-    for healthy in (first, then):
-        view = cached.made.view
-        assert view is not None
-        cached.made.replace(view.with_health(healthy))
-        for query, client in asked + asked:
-            data = query.to_wire()
-            assert cached.ask(data, client) == raw(answerer(healthy=healthy), data, client=client)
-
-
-def test_only_what_repeats_is_kept() -> None:
-    made = answerer()
-    cached = Cached(made)
-    lower = dns.message.make_query(f"api.{ZONE}", "A", use_edns=False)
-    mixed = dns.message.make_query(f"aPi.{ZONE}", "A", use_edns=False)
-    cookie = dns.message.make_query(
-        f"api.{ZONE}", "A", options=[dns.edns.GenericOption(10, b"12345678")]
-    )
-    missing = dns.message.make_query(f"no.{ZONE}", "A", use_edns=False)
-    for query in (mixed, cookie, missing):
-        cached.ask(query.to_wire(), CLIENT)
-        assert len(made.hot) == 0
-    cached.ask(lower.to_wire(), CLIENT)
-    assert len(made.hot) == 2  # that it depends on the origin, and the answer for this one
-    cached.ask(lower.to_wire(), "198.18.1.1")
-    assert len(made.hot) == 3
-    misses = made.misses
-    cached.ask(lower.to_wire(), "198.18.1.200")  # another client of the same place
-    assert made.misses == misses
-
-
-def test_a_malformed_packet_never_takes_the_place_of_a_good_one() -> None:
-    cached = Cached(answerer())
-    good = dns.message.make_query(f"api.{ZONE}", "A", use_edns=False).to_wire()
-    want = cached.ask(good, CLIENT)
-    for junk in range(256):
-        cached.ask(good + bytes([junk]), CLIENT)
-    assert cached.ask(good, CLIENT) == want
-
-
-def test_caches_are_bounded() -> None:
-    made = answerer(hot_entries=10, origin_entries=10, tailored_entries=10)
-    cached = Cached(made)
-    for index in range(500):
-        subnet = ecs(f"10.{index // 256}.{index % 256}.0/24")
-        query = dns.message.make_query(f"api.{ZONE}", "A", options=[subnet])
-        cached.ask(query.to_wire(), f"172.16.{index % 256}.1")
-    assert len(made.hot) <= 20
-    assert len(made.tailored) <= 20
-    assert len(made.origins.known) <= 20
-
-
-# --- Anything at all --------------------------------------------------------------------------
-
-
-@st.composite
-def mutated(draw: st.DrawFn) -> bytes:
-    data = bytearray(draw(queries()).to_wire())
-    for _ in range(draw(st.integers(0, 8))):
-        at = draw(st.integers(0, max(0, len(data) - 1)))
-        match draw(st.integers(0, 3)):
-            case 0 if data:
-                data[at] = draw(st.integers(0, 255))
-            case 1:
-                del data[at:]
-            case 2:
-                data[at:at] = draw(st.binary(max_size=12))
-            case _:
-                data += draw(st.binary(max_size=12))
-    return bytes(data)
-
-
-@given(st.one_of(st.binary(max_size=600), mutated()), clients)
-@example(b"\0" * 12, "127.0.0.1")
-@example(b"\0\0\0\0\0\1\0\0\0\0\0\0" + b"\1a" * 120 + b"\0\0\1\0\1", "127.0.0.1")
-def test_any_bytes_get_an_answer_or_silence(data: bytes, client: str) -> None:
-    made = answerer()
-    got = raw(made, data, client=client)
-    assert made.failures == 0  # no exception was swallowed
-    if len(data) < 12 or data[2] & 0x80:
-        assert got is None
-        return
-    assert got is not None
-    assert 12 <= len(got) <= UDP_BYTES
-    assert got[:2] == data[:2]
-    assert got[2] & 0x80
-    parsed = dns.message.from_wire(got)
-    try:
-        query = dns.message.from_wire(data)
-    except Exception:
-        return
-    strange = len(query.question) != 1 or query.answer or query.authority or query.edns > 0
-    if query.opcode() == 0 and not strange and not query.additional and not query.tsig:
-        assert parsed.rcode() in (0, 1, 3, 5)
-        if parsed.rcode() != 1 and query.question[0].rdclass == 1:
-            want = expected(query, SNAPSHOT, ALL, table(), client)
-            assert parsed.rcode() == want.rcode()
-
-
 def test_an_error_inside_becomes_servfail_and_is_counted() -> None:
     class Broken:
         def locate(self, ip: object) -> None:
@@ -608,3 +375,51 @@ def test_zones_that_have_no_dns_form_are_refused_with_a_reason(changes: dict[str
 def test_wire_names() -> None:
     assert wire.wire_name("Api.Tradewind.Test.") == b"\3api\x09tradewind\4test\0"
     assert wire.mailbox("a.b@c.d") == b"\3a.b\1c\1d\0"
+
+
+def test_only_what_repeats_is_kept() -> None:
+    made = answerer()
+    cached = Cached(made)
+    for kind in ("TYPE252", "A"):  # refused, and no such name
+        cached.ask(dns.message.make_query(f"no.{ZONE}", kind).to_wire(), CLIENT)
+        assert len(made.hot) == 0
+    cached.ask(dns.message.make_query(f"api.{ZONE}", "A", use_edns=0).to_wire(), CLIENT)
+    assert len(made.hot) == 2  # that it depends on the origin, and the answer for this one
+    cached.ask(dns.message.make_query(f"api.{ZONE}", "A", use_edns=0).to_wire(), "198.18.1.1")
+    assert len(made.hot) == 3
+    misses = made.misses
+    cookie = dns.edns.GenericOption(dns.edns.OptionType.COOKIE, b"12345678")
+    padding = dns.edns.GenericOption(dns.edns.OptionType.PADDING, bytes(100))
+    for again in (
+        dns.message.make_query(
+            f"api.{ZONE}", "A", use_edns=0
+        ),  # from another client of the same place
+        dns.message.make_query(f"aPi.{ZONE}", "A", use_edns=0),  # in another case
+        dns.message.make_query(f"api.{ZONE}", "A", options=[cookie]),
+        dns.message.make_query(f"API.{ZONE}", "A", options=[cookie, padding, cookie]),
+    ):
+        assert cached.ask(again.to_wire(), "198.18.1.200") == raw(
+            made, again.to_wire(), client="198.18.1.200"
+        )
+    assert (made.misses, len(made.hot)) == (misses, 3)
+
+
+def test_a_malformed_packet_never_takes_the_place_of_a_good_one() -> None:
+    cached = Cached(answerer())
+    good = dns.message.make_query(f"api.{ZONE}", "A", use_edns=False).to_wire()
+    want = cached.ask(good, CLIENT)
+    for junk in range(256):
+        cached.ask(good + bytes([junk]), CLIENT)
+    assert cached.ask(good, CLIENT) == want
+
+
+def test_caches_are_bounded() -> None:
+    made = answerer(hot_entries=10, origin_entries=10, tailored_entries=10)
+    cached = Cached(made)
+    for index in range(500):
+        subnet = ecs(f"10.{index // 256}.{index % 256}.0/24")
+        query = dns.message.make_query(f"api.{ZONE}", "A", options=[subnet])
+        cached.ask(query.to_wire(), f"172.16.{index % 256}.1")
+    assert len(made.hot) <= 20
+    assert len(made.tailored) <= 20
+    assert len(made.origins.known) <= 20
