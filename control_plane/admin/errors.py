@@ -101,6 +101,7 @@ def to_status(error: Exception, store: StoreStatus) -> tuple[grpc.StatusCode, st
     detail = pb.ErrorDetail(code=code, hint=hint)
     match error:
         case InvalidDocument():
+            message = _headline(error.problems)
             _add_problems(detail, error.problems)
         case ChangeRefused():
             detail.refusals.extend(
@@ -177,6 +178,13 @@ def _add_problems(detail: pb.ErrorDetail, problems: Sequence[Problem]) -> None:
             return
         source, path, found, allowed = fields
         detail.problems.append(pb.Problem(source=source, path=path, found=found, allowed=allowed))
+
+
+def _headline(problems: Sequence[Problem]) -> str:
+    """For callers that do not read the details: how many, and the first."""
+    if len(problems) == 1:
+        return str(problems[0])
+    return f"{len(problems)} mistakes; the first: {problems[0]}"
 
 
 def _plain(error: Exception) -> str:

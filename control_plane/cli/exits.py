@@ -60,9 +60,11 @@ def report(error: Exception) -> int:
         else:
             typer.echo("  a mistake in tradewind; TRADEWIND_DEBUG=1 shows where", err=True)
         return ERROR
-    typer.echo(f"tradewind: {error.message}", err=True)
-    if getattr(error, "code", "") == "invalid":  # an InvalidDocument's message has them already
-        _print_problems(getattr(error, "problems", ()), getattr(error, "omitted", 0))
+    problems: tuple[Problem, ...] = getattr(error, "problems", ())
+    if problems and not isinstance(error, InvalidDocument):  # whose message has them already
+        _print_problems(problems, getattr(error, "omitted", 0))
+    else:
+        typer.echo(f"tradewind: {error.message}", err=True)
     if getattr(error, "ambiguous", False):
         typer.echo("  it may have been made nevertheless: look before you try again", err=True)
     if error.hint:
@@ -71,8 +73,9 @@ def report(error: Exception) -> int:
 
 
 def _print_problems(problems: tuple[Problem, ...], omitted: int) -> None:
+    count = len(problems) + omitted
+    typer.echo(f"tradewind: {count} mistake{'s' if count != 1 else ''}:", err=True)
     for problem in problems[:_SHOWN_PROBLEMS]:
         typer.echo(f"  {problem}", err=True)
-    rest = omitted + max(0, len(problems) - _SHOWN_PROBLEMS)
-    if rest:
-        typer.echo(f"  and {rest} more", err=True)
+    if count > _SHOWN_PROBLEMS:
+        typer.echo(f"  and {count - _SHOWN_PROBLEMS} more", err=True)

@@ -42,5 +42,4 @@ def located(origins: Mapping[Key, Document]) -> Iterator[None]:
     except AdminError as error:
         if error.code == INVALID and error.problems:
             error.problems = tuple(locate(error.problems, origins))
-            error.message = error.message.partition(":")[0]
         raise

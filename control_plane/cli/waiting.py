@@ -67,5 +67,8 @@ def wait_for_nodes(client: AdminClient, revision: int, timeout_s: float) -> None
         typer.echo("  they will take it up when they can; `tradewind status` shows it", err=True)
     if at.behind or at.refused:
         raise typer.Exit(exits.NOT_EVERYWHERE)
+    if not at.done:
+        typer.echo("no node is connected yet")
+        return
     took_s = clock.now() - started
     typer.echo(good(f"all {len(at.done)} connected nodes have it") + f" ({took_s:.1f} s)")

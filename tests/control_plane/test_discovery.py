@@ -14,6 +14,7 @@ from control_plane.changes.plan import Wanted
 from control_plane.discovery.server import DiscoverySettings
 from control_plane.pki import create_ca, issue
 from control_plane.store.memory import MemoryStore
+from runtime.clock import ManualClock, SystemClock
 from runtime.errors import TradewindError
 from runtime.identity import Identity, Principal
 from tests.control_plane.mesh import Mesh, at, node, region, serving, until, world
@@ -91,7 +92,7 @@ async def test_a_refused_snapshot_keeps_the_old_one_and_says_why(mesh: Mesh) -> 
             # The next revision is offered again, from what the node really holds.
             await replica.changes.apply(Wanted(removes=(Key("Region", "dubai"),)), "o/a")
             await until(lambda: edge.snapshot.revision > second.revision)
-            assert session.nack is None
+            await until(lambda: session.nack is None)
             assert edge.status.refused == ""
 
 
@@ -259,6 +260,19 @@ async def test_another_ca_is_refused_in_the_handshake(mesh: Mesh, tmp_path: Path
     async with (
         serving(mesh, MemoryStore()) as replica,
         open_channel(at(replica), trusting) as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await first_response(channel, hello("edge/tokyo"))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_expired_certificate_is_refused(mesh: Mesh, tmp_path: Path) -> None:
+    past = ManualClock(wall=SystemClock().wall() - 10 * 86_400)
+    principal = Principal("edge", "tokyo")
+    files = issue(mesh.folder / "ca", principal, tmp_path, days=5, clock=past)
+    async with (
+        serving(mesh, MemoryStore()) as replica,
+        open_channel(at(replica), Identity.load(files)) as channel,
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await first_response(channel, hello("edge/tokyo"))

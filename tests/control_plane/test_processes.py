@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from lab.etcd_cluster import EtcdCluster
 from tests.control_plane.mesh import Mesh, node, region, until, world
 from tests.store.worlds import free_ports
 from topology import resources as res
+from topology.wire.channel import PING_EVERY_MS, PING_TIMEOUT_MS
 
 MAX_MEMORY_MB = 200
 
@@ -169,6 +171,19 @@ async def test_life_without_etcd(mesh: Mesh, tmp_path: Path) -> None:
             assert replica.memory_mb < MAX_MEMORY_MB
 
 
+async def test_a_frozen_replica_is_left(mesh: Mesh, tmp_path: Path) -> None:
+    async with cluster(mesh, tmp_path, 1) as here:
+        one, two = await here.replica("cp-1"), await here.replica("cp-2")
+        async with node(mesh, "edge/tokyo", [one.endpoint, two.endpoint]) as edge:
+            await until(lambda: edge.status.connected)
+            frozen = one if edge.status.endpoint == one.endpoint else two
+            frozen.process.send_signal(signal.SIGSTOP)
+            bound_s = (PING_EVERY_MS + PING_TIMEOUT_MS) / 1e3 + 2.0
+            await until(lambda: edge.status.endpoint != frozen.endpoint, bound_s)
+            await until(lambda: edge.status.connected)
+            frozen.process.send_signal(signal.SIGCONT)
+
+
 async def test_what_others_write_into_etcd_does_no_harm(mesh: Mesh, tmp_path: Path) -> None:
     async with cluster(mesh, tmp_path, 1) as here:
         replica = await here.replica("cp-1")
@@ -210,6 +225,9 @@ async def test_what_others_write_into_etcd_does_no_harm(mesh: Mesh, tmp_path: Pa
         ({"etcd": {"endpoints": ["nonsense"]}}, "endpoints"),
         ({"colour": "red"}, "colour"),
         ({"identity": {"certificate": "/a", "key": "/b", "ca": "/c"}}, "/a"),
+        ({"listen": "BUSY"}, "cannot listen on"),
+        ({"metrics": "BUSY", "listen": "127.0.0.1:0"}, "cannot serve metrics"),
+        ({"prefix_table": "/nowhere.csv"}, "/nowhere.csv"),
     ],
 )
 async def test_wrong_settings(
@@ -218,16 +236,25 @@ async def test_wrong_settings(
     files = mesh.files("control/cp-1")
     good = {"identity": {f: str(getattr(files, f)) for f in ("certificate", "key", "ca")}}
     path = tmp_path / "settings.yaml"
-    path.write_text(yaml.safe_dump(good | settings))
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        text = yaml.safe_dump(good | settings)
+        path.write_text(text.replace("BUSY", f"127.0.0.1:{busy.getsockname()[1]}"))
+        code, err = await ended(path)
+    assert code in (1, 2)
+    assert told in err
+    assert "Traceback" not in err
+
+
+async def ended(path: Path) -> tuple[int | None, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "control_plane.cli.main",
         "control-plane", "run", "--settings", str(path),
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     _, err = await asyncio.wait_for(process.communicate(), 20)
-    assert process.returncode in (1, 2)
-    assert told in err.decode()
-    assert "Traceback" not in err.decode()
+    return process.returncode, err.decode()
 
 
 async def etcdctl(etcd: EtcdCluster, *arguments: str) -> None:
