@@ -141,14 +141,14 @@ def show_report(console: Console, report: Report) -> None:
 
 def _requests_table(outcomes: Sequence[Outcome]) -> Table:
     table = Table(title="Each city's last request of each phase")
-    for name in ("phase", "city", "edge", "served by", "region", "path"):
+    for name in ("phase", "city", "tenant", "edge", "served by", "region", "path"):
         table.add_column(name, no_wrap=True, min_width=6)
     for name in ("first token ms", "total ms"):
         table.add_column(name, justify="right", min_width=6)
     table.add_column("first words", no_wrap=True, max_width=_WIDTH)
     last = {(o.phase, o.city): o for o in outcomes}
     for (phase, city), o in last.items():
-        cells = (phase, city, o.edge, o.served_by or "-", o.region, o.path)
+        cells = (phase, city, o.tenant, o.edge, o.served_by or "-", o.region, o.path)
         table.add_row(*cells, f"{o.ttft_ms:.0f}", f"{o.total_ms:.0f}", _words(o))
     return table
 
