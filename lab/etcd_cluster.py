@@ -112,6 +112,11 @@ class EtcdCluster:
         process = self._processes[index]
         return process is not None and process.poll() is None
 
+    def pid(self, index: int) -> int:
+        """The member's process; 0 when it is not running."""
+        process = self._processes[index]
+        return process.pid if process is not None and process.poll() is None else 0
+
     async def start(self) -> None:
         """Start every member that is not running, and return when all of them have a leader."""
         await self._start([i for i in range(len(self.ports)) if not self.running(i)])

@@ -139,18 +139,23 @@ class Members:
         deadline = loop.time() + self._settings.call_timeout_ms / 1000
         attempt_s = self._settings.attempt_timeout_ms / 1000
         pause = Backoff(_PAUSE_MIN_S, _PAUSE_MAX_S, self.rng.random)
-        failures: dict[str, Failure] = {}
+        failures: dict[str, Failure] = {}  # of this round; whoever is in it had its turn
+        reasons: dict[str, Failure] = {}  # of all rounds, for people
         while True:
             if self.access.closed:
                 raise StoreClosed("the store is closed")
             left_s = deadline - loop.time()
             member = await self._ready_member(failures, min(attempt_s, left_s))
             left_s = deadline - loop.time()
+            for address, failure in failures.items():
+                # When the time is up, the last round says little; keep what was known before.
+                if address not in reasons or failure.kind is not Kind.NO_ANSWER:
+                    reasons[address] = failure
             if left_s <= 0:
-                raise self._unavailable(failures)
+                raise self._unavailable(reasons)
             if member is None:
                 if all(failure.kind in _HOPELESS for failure in failures.values()):
-                    raise self._unavailable(failures)
+                    raise self._unavailable(reasons)
                 await asyncio.sleep(min(pause.next_s(), left_s))
                 failures, attempt_s = {}, attempt_s * 2
                 continue
@@ -217,7 +222,6 @@ class Members:
             self.health.refuses(text)
             raise StoreRefused(text, hint=_refusal_hint(failure.detail)) from error
         if is_write and not failure.undone:
-            self.health.fails(CALLS, text)
             raise StoreUnavailable(text, ambiguous=True) from error
 
     def _unavailable(self, failures: dict[str, Failure]) -> StoreUnavailable:

@@ -1,7 +1,7 @@
 """A watch on etcd that outlives its connections.
 
-It works when it is awaited: nothing is read ahead of the consumer, so what a slow consumer has
-not taken stays with etcd, and memory holds one response at most (32 MiB; commonly some KiB).
+It reads one response ahead of the consumer and no more: what a slow consumer has not taken stays
+with etcd, and memory holds two responses at most (32 MiB each; commonly some KiB).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class EtcdWatch:
         self._must_relist = ""  # why, if so
         self._failures = 0  # in a row
         self._next_member: Member | None = None  # after a failure: the one to try next
-        self._step: asyncio.Task[None] | None = None
+        self._filling: asyncio.Task[None] | None = None
         self._closed = False
 
     def __aiter__(self) -> EtcdWatch:
@@ -68,29 +68,38 @@ class EtcdWatch:
         while not self._ready:
             if self._closed:
                 raise StopAsyncIteration
-            # The step is a task of its own, so that a caller who gives up waiting loses nothing:
-            # the next call waits for the same step.
-            if self._step is None:
-                self._step = asyncio.create_task(self._advance())
-            step = self._step
-            await asyncio.wait({step})
-            if self._step is step:
-                self._step = None
-                if not step.cancelled():
-                    step.result()
-        return self._ready.popleft()
+            # A task of its own, so that a caller who gives up waiting loses nothing: the next
+            # call waits for the same one.
+            filling = self._fill()
+            await asyncio.wait({filling})
+            if not filling.cancelled():
+                filling.result()
+        item = self._ready.popleft()
+        if not self._ready and not self._closed:
+            # Stay connected, and know whether we are, while the consumer is busy.
+            self._fill()
+        return item
 
     async def aclose(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._ready.clear()
-        if self._step is not None:
-            self._step.cancel()
-            await asyncio.wait({self._step})
+        if self._filling is not None:
+            self._filling.cancel()
+            await asyncio.wait({self._filling})
         await self._drop()
         self._members.health.forget(self)
         self._tell_closed(self)
+
+    def _fill(self) -> asyncio.Task[None]:
+        if self._filling is None or self._filling.done():
+            self._filling = asyncio.create_task(self._fill_up())
+        return self._filling
+
+    async def _fill_up(self) -> None:
+        while not (self._ready or self._closed):
+            await self._advance()
 
     async def _advance(self) -> None:
         """Connect, list again, or take in one response: whatever comes next."""
@@ -117,7 +126,6 @@ class EtcdWatch:
             await stream.close()
             raise
         self._stream = stream
-        self._next_member = member
         self._works(member.address)
 
     async def _check_history(self, stream: _Stream) -> None:
@@ -131,7 +139,7 @@ class EtcdWatch:
             raise failed(Kind.COMPACTED, self._must_relist)
 
     async def _receive(self, stream: _Stream) -> None:
-        response = await stream.next(self._quiet_s, self._attempt_s, self._works)
+        response = await stream.next(self._quiet_s, self._attempt_s, self._lives)
         self._ready.extend(
             stream.assembly.feed(map(_event, response.events), _is_fragment(response))
         )
@@ -141,8 +149,7 @@ class EtcdWatch:
             stream.assembly.progress(response.header.revision)
         if stream.assembly.after > self._after:
             self._after = stream.assembly.after
-            self._failures = 0
-            self._pause.reset()
+            self._steady()
 
     async def _list_again(self) -> None:
         listing = await self._relist(self._prefix)
@@ -167,6 +174,15 @@ class EtcdWatch:
             # Every member had its turn.
             self._members.health.fails(self, f"watching {self._prefix}: {error}")
             await asyncio.sleep(self._pause.next_s())
+
+    def _lives(self, address: str) -> None:
+        self._steady()
+        self._works(address)
+
+    def _steady(self) -> None:
+        """The stream has proved itself: the next failure is a new story."""
+        self._failures = 0
+        self._pause.reset()
 
     def _works(self, address: str) -> None:
         self._members.health.works(self, CALLS, detail=f"etcd at {address}")

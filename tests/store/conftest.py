@@ -14,7 +14,13 @@ from tests.store.worlds import World, etcd_world, free_ports, memory_world
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def etcd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EtcdCluster]:
     """One member, started once."""
-    cluster = EtcdCluster(tmp_path_factory.mktemp("etcd"), ports=free_ports(1), durable=False)
+    cluster = EtcdCluster(
+        tmp_path_factory.mktemp("etcd"),
+        ports=free_ports(1),
+        durable=False,
+        # So that notices of progress come between the events of every test.
+        extra_arguments=["--experimental-watch-progress-notify-interval=100ms"],
+    )
     await cluster.start()
     yield cluster
     await cluster.stop(grace_s=0)

@@ -1,4 +1,4 @@
-"""What every store promises (control_plane/store/base.py), on each of them: etcd is the real one."""
+"""What every store promises (control_plane/store/base.py), on each of them, real etcd included."""
 
 from __future__ import annotations
 
