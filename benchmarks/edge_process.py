@@ -66,7 +66,7 @@ class Site:
         command = [sys.executable, "-m", "region_core", "run", "--settings", str(settings)]
         return Process("core", command)
 
-    def start_edge(self, *, cpus: list[int] | None = None) -> Process:
+    def start_edge(self) -> Process:
         """One worker, on the snapshot on disk; ready when this returns."""
         state = self.directory / "state"
         last_good.save(state / "snapshot-0", self._snapshot())
@@ -78,7 +78,7 @@ class Site:
             "log_level": "warning",
         })  # fmt: skip
         command = [sys.executable, "-m", "edge_node", "run", "--settings", str(settings)]
-        process = Process("edge", command, cpus=cpus)
+        process = Process("edge", command)
         process.wait_until(lambda: _status(f"http://127.0.0.1:{self.http_port}/readyz") == 200)
         return process
 
@@ -156,13 +156,11 @@ end
 _RESULT = re.compile(r"RESULT (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+)")
 
 
-def wrk(
-    url: str, body: bytes, *, connections: int, seconds: float, script: Path, cpus: list[int]
-) -> Load:
+def wrk(url: str, body: bytes, *, connections: int, seconds: float, script: Path) -> Load:
     """One thread of wrk that sends `body` over and over."""
     script.write_text(_SCRIPT.format(key=KEY, body=body.decode()))
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
-    ran = run_generator([*command, "-s", str(script), url], cpus=cpus)
+    ran = run_generator([*command, "-s", str(script), url])
     found = _RESULT.search(ran.out)
     assert found is not None, ran.out
     requests, duration_us, failures = (int(found.group(n)) for n in (1, 2, 3))

@@ -87,9 +87,7 @@ def start_backend(folder: Path, answer: bytes) -> tuple[Process, int]:
 
 def turn(process: Process, url: str, connections: int, seconds: float, folder: Path) -> Sample:
     before = process.cpu_s()
-    load = wrk(
-        url, BODY, connections=connections, seconds=seconds, script=folder / "wrk.lua", cpus=[]
-    )
+    load = wrk(url, BODY, connections=connections, seconds=seconds, script=folder / "wrk.lua")
     assert load.failures == 0, f"{process.name}: {load.failures} failures"
     used_s = process.cpu_s() - before
     notes = {
@@ -101,7 +99,7 @@ def turn(process: Process, url: str, connections: int, seconds: float, folder: P
     say(f"    {process.name}: " + ", ".join(f"{name} {value:.2f}" for name, value in notes.items()))
     return Sample(
         load.per_s, server_cores=used_s / load.ran.wall_s, generator_cores=load.ran.cores,
-        notes=notes,
+        server_limit=2.0, notes=notes,
     )  # fmt: skip
 
 
