@@ -132,12 +132,12 @@ def test_a_window_that_nobody_widens_stops_the_sender_and_only_that_stream() -> 
     assert pair.run(5, lambda: idle(pair.client) and idle(pair.server))
 
 
-def test_a_lost_window_is_announced_again() -> None:
-    for seed in range(30):
-        pair = Pair(seed, loss=0.3, window=16_384).connect()
-        echo = Echo(pair)
-        stream = ask(pair.client, b"w" * 60_000)
-        assert pair.run(120, lambda: stream in echo.done), seed
+@pytest.mark.parametrize("seed", range(30))
+def test_a_lost_window_is_announced_again(seed: int) -> None:
+    pair = Pair(seed, loss=0.3, window=16_384).connect()
+    echo = Echo(pair)
+    stream = ask(pair.client, b"w" * 60_000)
+    assert pair.run(120, lambda: stream in echo.done)
 
 
 def test_small_messages_share_packets() -> None:
