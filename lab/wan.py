@@ -27,13 +27,16 @@ from msgspec import Meta, Struct
 
 from lab.errors import LabError
 from runtime import logs, settings
+from runtime.clock import Clock, SystemClock
 from runtime.errors import TradewindError
 from runtime.shutdown import Shutdown
 from topology.resources import HostPort
 
 log = logs.get("wan")
+CLOCK = SystemClock()  # event loops count in milliseconds, which is too coarse for delays
 
 MAX_PEERS = 256  # clients of one link that are told apart; the one that was silent longest goes
+PEER_IDLE_S = 60.0  # a client silent for so long is forgotten when a new one comes
 MAX_UNDER_WAY = 8192  # packets of one link and direction; more are dropped, as a full buffer does
 _BATCH = 64  # datagrams read in one go, so that no link starves the others
 _MAX_DATAGRAM = 65_535
@@ -86,8 +89,9 @@ class Impairment:
 class DelayLine:
     """Calls each action at its time, soonest first, with one timer for all."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock = CLOCK) -> None:
         self._loop = loop
+        self._clock = clock
         self._heap: list[tuple[float, int, Callable[[], object]]] = []
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -103,11 +107,11 @@ class DelayLine:
         if self._timer is not None:
             self._timer.cancel()
         self._at = due
-        self._timer = self._loop.call_later(max(0.0, due - self._loop.time()), self._fire)
+        self._timer = self._loop.call_later(max(0.0, due - self._clock.now()), self._fire)
 
     def _fire(self) -> None:
         self._timer = None
-        limit = self._loop.time() + _TIMER_SLACK_S
+        limit = self._clock.now() + _TIMER_SLACK_S
         heap = self._heap
         while heap and heap[0][0] <= limit:
             heapq.heappop(heap)[2]()
@@ -155,6 +159,13 @@ class Direction:
             self.refused += 1
 
 
+class _Peer(Struct):
+    """A client of a link: the socket that speaks to the target for it, and when it last sent."""
+
+    upstream: socket.socket
+    heard_s: float = 0.0
+
+
 class Relay:
     """One link's sockets: one that clients send to, and one towards the target per client."""
 
@@ -166,7 +177,7 @@ class Relay:
         self.back = Direction(link, line, rng)
         self._loop = loop
         self._target = _address(link.target)
-        self._peers: dict[tuple[str, int], socket.socket] = {}
+        self._peers: dict[tuple[str, int], _Peer] = {}  # silent longest first
         self._listening = _udp_socket()
         try:
             self._listening.bind(_address(link.listen))
@@ -188,33 +199,42 @@ class Relay:
         self._listening.close()
 
     def _from_clients(self) -> None:
-        now = self._loop.time()
         for _ in range(_BATCH):
             try:
                 data, peer = self._listening.recvfrom(_MAX_DATAGRAM)
             except (BlockingIOError, ConnectionError):
                 return
-            upstream = self._upstream(peer)
+            now = CLOCK.now()
+            upstream = self._upstream(peer, now)
             self.out.carry(now, partial(upstream.send, data))
 
-    def _upstream(self, peer: tuple[str, int]) -> socket.socket:
+    def _upstream(self, peer: tuple[str, int], now: float) -> socket.socket:
         known = self._peers.pop(peer, None)
         if known is None:
-            if len(self._peers) >= MAX_PEERS:
-                self._forget(next(iter(self._peers)))
-            known = _udp_socket()
-            known.connect(self._target)
-            self._loop.add_reader(known, self._from_target, known, peer)
+            self._make_room(now)
+            upstream = _udp_socket()
+            upstream.connect(self._target)
+            self._loop.add_reader(upstream, self._from_target, upstream, peer)
+            known = _Peer(upstream)
+        known.heard_s = now
         self._peers[peer] = known  # last in the order: heard from most recently
-        return known
+        return known.upstream
+
+    def _make_room(self, now: float) -> None:
+        """Forget clients that went away; a new one comes with each reconnection."""
+        while self._peers:
+            oldest = next(iter(self._peers))
+            idle = now - self._peers[oldest].heard_s > PEER_IDLE_S
+            if not idle and len(self._peers) < MAX_PEERS:
+                return
+            self._forget(oldest)
 
     def _forget(self, peer: tuple[str, int]) -> None:
-        upstream = self._peers.pop(peer)
+        upstream = self._peers.pop(peer).upstream
         self._loop.remove_reader(upstream)
         upstream.close()
 
     def _from_target(self, upstream: socket.socket, peer: tuple[str, int]) -> None:
-        now = self._loop.time()
         for _ in range(_BATCH):
             try:
                 data = upstream.recv(_MAX_DATAGRAM)
@@ -223,7 +243,7 @@ class Relay:
             except ConnectionError:
                 self.out.refused += 1  # the target's machine said that nobody listens
                 return
-            self.back.carry(now, partial(self._listening.sendto, data, peer))
+            self.back.carry(CLOCK.now(), partial(self._listening.sendto, data, peer))
 
 
 class Wan:

@@ -132,6 +132,20 @@ async def test_a_cut_link_carries_nothing_until_it_is_mended() -> None:
         assert wan.relays["l"].out.lost == 1
 
 
+async def test_clients_that_went_away_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lab.wan.PEER_IDLE_S", 0.05)
+    async with world() as (wan, client, _echo):
+        await round_trip_ms(client)
+        port = wan.relays["l"].link.listen
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+                other.setblocking(False)
+                other.connect(("127.0.0.1", int(port.rpartition(":")[2])))
+                await round_trip_ms(other)
+            assert len(wan.relays["l"]._peers) == 1
+
+
 async def test_a_dead_target_is_counted_and_its_return_noticed() -> None:
     async with world() as (wan, client, echo):
         await round_trip_ms(client)
