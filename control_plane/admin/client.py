@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from control_plane.admin.errors import DETAILS_KEY, AdminError, from_rpc_error
+from control_plane.admin.errors import DETAILS_KEY, UNAVAILABLE, AdminError, from_rpc_error
 from runtime.identity import Identity
 from topology.wire.channel import Options, client_credentials, client_options
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
@@ -21,7 +21,7 @@ CALL_TIMEOUT_S = 15.0
 CONNECT_TIMEOUT_MS = 2_000
 
 # How gRPC begins the details of a call that never left this machine.
-_NEVER_SENT = ("failed to connect", "DNS resolution failed", "Failed to create")
+_NEVER_SENT = ("failed to connect", "errors resolving", "DNS resolution failed")
 # What is left of a handshake that failed at the other end (TLS 1.3 lets us send first).
 _TLS_SIGNS = ("handshake", "CERTIFICATE", "Socket closed", "Connection reset")
 
@@ -79,11 +79,11 @@ class AdminClient:
             try:
                 return self._one(endpoint, method, request)
             except AdminError as error:
-                if not error.retryable or (changes and error.ambiguous):
+                error.ambiguous &= changes
+                if not error.retryable or error.ambiguous:
                     raise
                 failed.append(error)
-        # What a replica says of the store is worth more than that another one is not there.
-        raise max(failed, key=lambda error: bool(error.since_s or error.problems))
+        raise _worst(failed)
 
     def _one(self, endpoint: str, method: str, request: Any) -> Any:
         try:
@@ -107,6 +107,15 @@ class AdminClient:
             channel = grpc.secure_channel(endpoint, credentials, options)
             self._channels[endpoint] = channel
         return admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
+
+
+def _worst(failed: list[AdminError]) -> AdminError:
+    """One error for several replicas: what one says of the store, else why none answers."""
+    spoke = next((error for error in failed if error.since_s), None)
+    if spoke is not None or len(failed) == 1:
+        return spoke or failed[0]
+    lines = "\n".join(f"  {error.message}" for error in failed)
+    return AdminError(UNAVAILABLE, f"no replica answers:\n{lines}", hint=failed[-1].hint)
 
 
 def _never_sent(error: Any) -> bool:

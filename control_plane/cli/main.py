@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import sys
 from difflib import get_close_matches
 from importlib.metadata import entry_points
@@ -117,6 +118,9 @@ def _targets() -> dict[str, str]:
 
 def _load(name: str, target: str) -> Any:
     module_name, _, attribute = target.partition(":")
+    if name in _REMOTE:
+        # Errors are told by us, and not a second time by gRPC's own log. Read when it loads.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app = getattr(importlib.import_module(module_name), attribute)
         command = typer.main.get_command(app)

@@ -3,6 +3,9 @@
 A stream is authorised by its certificate, admitted at a bounded rate, and then follows what is
 published. Publishing is debounced: the first change goes out at once, further ones together,
 at most once every `debounce_ms`.
+
+Every node gets every resource. Only edges need Tenants with their API-key hashes, and only DNS
+needs Zones: sending each role what it needs is for later, and then for `Deltas`, one per role.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def client_options() -> Options:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", codec.MAX_RESPONSE_BYTES),
-        ("grpc.max_send_message_length", codec.MAX_RESPONSE_BYTES),
+        ("grpc.max_send_message_length", codec.MAX_REQUEST_BYTES),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         # One TCP connection per channel: closing the channel closes it.
         ("grpc.use_local_subchannel_pool", 1),
@@ -54,7 +54,7 @@ def server_options() -> Options:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_EVERY_MS // 2),
-        ("grpc.max_receive_message_length", codec.MAX_RESPONSE_BYTES),
+        ("grpc.max_receive_message_length", codec.MAX_REQUEST_BYTES),
         ("grpc.max_send_message_length", codec.MAX_RESPONSE_BYTES),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         # Two replicas never share a port by accident.

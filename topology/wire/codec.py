@@ -20,6 +20,8 @@ TYPE_URL = "type.googleapis.com/tradewind.v1.Resource"
 
 # The whole of a snapshot travels in one response: the largest that either end accepts.
 MAX_RESPONSE_BYTES = 64 * 2**20
+# What a node or an operator sends: at most a transaction, or the versions of all it holds.
+MAX_REQUEST_BYTES = 16 * 2**20
 # The name every control-plane certificate carries and no other role's does.
 CONTROL_PLANE_NAME = "control.tradewind.internal"
 
