@@ -285,7 +285,8 @@ async def test_very_many_headers(edge: Edge) -> None:
 async def test_garbage_is_refused(edge: Edge, garbage: bytes) -> None:
     wire = await Wire.open(edge)
     await wire.send(garbage)
-    wire.writer.write_eof()
+    with contextlib.suppress(OSError):  # it may have hung up already
+        wire.writer.write_eof()
     status, _ = await wire.reply()
     assert status in (400, 505, 0)
     await wire.close()
