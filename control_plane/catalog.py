@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
@@ -260,7 +260,3 @@ class Catalog:
         for future in self._waiters:
             if not future.done():
                 future.set_result(None)
-
-
-def entries_by_key(listing: Listing) -> Mapping[str, Entry]:
-    return {entry.key: entry for entry in listing.entries}
