@@ -75,6 +75,10 @@ class EngineFault(TradewindError):
     retryable = True
 
 
+class EngineNotStarted(TradewindError):
+    """The engine cannot be had: what it said is the message."""
+
+
 # The configuration.
 
 

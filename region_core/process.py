@@ -8,6 +8,7 @@ from random import Random
 
 from region_core.engine.base import Engine
 from region_core.engine.base import Limits as EngineLimits
+from region_core.engine.channel import Setup
 from region_core.engine.sim import SimEngine
 from region_core.errors import WrongRole
 from region_core.ingress.http import HttpApp
@@ -160,14 +161,21 @@ def make_engine(settings: CoreSettings) -> Engine:
     if settings.engine == "sim":
         log.warning("this core is simulated: engine `sim` runs no model")
         return SimEngine(settings.sim, limits, settings.model)
-    from region_core.engine.torch import TorchEngine, device_of
-    from region_core.weights.bundle import open_bundle
+    from region_core.engine.process import ProcessEngine
 
     weights = settings.torch.weights
-    bundle = open_bundle(weights.path, weights.sha256, weights.cache_dir, settings.torch.dtype)
-    limits = EngineLimits(asked.slots, min(asked.context_tokens, bundle.card.context_tokens))
-    threads = settings.torch.threads or len(os.sched_getaffinity(0))
-    return TorchEngine(bundle, limits, device_of(settings.torch.device), threads)
+    setup = Setup(
+        weights=str(weights.path) if weights.path else None,
+        sha256=weights.sha256,
+        cache_dir=str(weights.cache_dir) if weights.cache_dir else None,
+        dtype=settings.torch.dtype,
+        limits=limits,
+        device=settings.torch.device,
+        threads=settings.torch.threads or len(os.sched_getaffinity(0)),
+        process=f"core-{settings.display_name}-engine",
+        log_level=settings.log_level,
+    )
+    return ProcessEngine(setup)
 
 
 def _follow(

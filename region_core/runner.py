@@ -1,12 +1,9 @@
 """The engine's thread: plan, step, hand over; again.
 
-A thread, not a process. The model's work is inside torch, which gives up the interpreter's
-lock, and what is left is about 2 ms of Python a step; a process would double the resident
-memory's fixed part and copy every token through a pipe, to protect the event loop from
-pauses that measure below 1 ms (docs/performance.md, "Engine").
-
-What one step brings reaches the event loop in one call. Only the batcher and the table of
-arrivals are shared between the threads, under one lock that is held for microseconds.
+The thread waits for the engine, which for a model is a process (engine/process.py says why), so
+the event loop never does. What one step brings reaches the event loop in one call. Only the
+batcher and the table of arrivals are shared between the threads, under one lock that is held
+for microseconds.
 """
 
 from __future__ import annotations

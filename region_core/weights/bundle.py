@@ -86,10 +86,15 @@ def open_bundle(
     return bundle
 
 
+def read_card(folder: Path) -> ModelCard:
+    """The card of a bundle that is known to be whole."""
+    return msgspec.json.decode((folder / "card.json").read_bytes(), type=ModelCard)
+
+
 def _read(folder: Path, sha256: str) -> Bundle | None:
     """The bundle in `folder`; None when there is none, or it is not whole."""
     try:
-        card = msgspec.json.decode((folder / "card.json").read_bytes(), type=ModelCard)
+        card = read_card(folder)
     except (OSError, msgspec.MsgspecError):
         return None
     bundle = Bundle(folder, card)

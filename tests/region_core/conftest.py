@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from region_core.engine.base import Engine, Limits
+from region_core.engine.channel import Setup
+from region_core.engine.process import ProcessEngine
 from region_core.engine.sim import SimEngine, SimSettings
 from region_core.weights.bundle import Bundle, open_bundle
 from tests.region_core import tiny
@@ -40,9 +43,37 @@ def torch_engine(bundle: Bundle, limits: Limits = LIMITS) -> Engine:
     return TorchEngine(bundle, limits, "cpu", threads=1)
 
 
-@pytest.fixture(params=["sim", "tiny", pytest.param("real", marks=pytest.mark.model)])
-def engine(request: pytest.FixtureRequest) -> Engine:
+def setup_of(source: Path, cache: Path, limits: Limits = LIMITS) -> Setup:
+    return Setup(str(source), None, str(cache), "bfloat16", limits, "cpu", 1, "engine", "warning")
+
+
+@pytest.fixture(scope="session")
+def worker(tiny_source: Path, tiny_bundle: Bundle) -> Iterator[ProcessEngine]:
+    engine = ProcessEngine(setup_of(tiny_source, tiny_bundle.folder.parent))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["sim", "tiny", "process", pytest.param("real", marks=pytest.mark.model)])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Every engine there is."""
     if request.param == "sim":
-        return sim_engine()
-    return torch_engine(request.getfixturevalue(f"{request.param}_bundle"))
+        yield sim_engine()
+    elif request.param == "process":
+        yield _Kept(request.getfixturevalue("worker"))
+    else:
+        yield torch_engine(request.getfixturevalue(f"{request.param}_bundle"))
+
+
+class _Kept:
+    """An engine that outlives the services it is lent to: `close` leaves it running."""
+
+    def __init__(self, engine: ProcessEngine) -> None:
+        self._engine = engine
+        self.limits, self.description = engine.limits, engine.description
+        self.tokenizer = engine.tokenizer
+        self.begin, self.step, self.release = engine.begin, engine.step, engine.release
+
+    def close(self) -> None:
+        for slot in range(self.limits.slots):
+            self._engine.release(slot)
