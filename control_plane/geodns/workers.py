@@ -115,6 +115,8 @@ class Worker:
     async def _run(self) -> None:
         while True:
             await self._live()
+            if self._task is None:
+                return  # told to close
             self._retired = total((self._retired, self._figures.without_gauges()))
             self._figures = Figures()
             delay_s = self._backoff.next_s()
