@@ -27,3 +27,7 @@ class Backoff:
     def reset(self) -> None:
         """Something worked: begin with `min_s` again."""
         self._ceiling_s = self._min_s
+
+    def exhaust(self) -> None:
+        """Trying again soon would do harm: go on with the longest wait."""
+        self._ceiling_s = self._max_s

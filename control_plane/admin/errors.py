@@ -109,6 +109,8 @@ def to_status(error: Exception, store: StoreStatus) -> tuple[grpc.StatusCode, st
             )
         case ChangeConflict():
             detail.conflicts.extend(pb.Key(kind=k.kind, name=k.name) for k in error.keys)
+        case TimeoutError():
+            detail.ambiguous = True
         case StoreUnavailable():
             detail.ambiguous = error.ambiguous
             detail.since_s = 0.0 if store.available else store.since_s

@@ -34,7 +34,11 @@ def progress(client: AdminClient, revision: int) -> Progress:
         if isinstance(status, AdminError):
             silent.append(endpoint)
             continue
-        nodes.update((node.id, node) for node in status.nodes if node.connected)
+        for node in filter(lambda n: n.connected, status.nodes):
+            held = nodes.get(node.id)
+            # A replica that has not noticed yet that a node is gone knows it from earlier.
+            if held is None or node.since_s > held.since_s:
+                nodes[node.id] = node
     done = [n.id for n in nodes.values() if n.acked_revision >= revision]
     refused = [
         (n.id, n.nack_reason)

@@ -11,7 +11,6 @@ needs Zones: sending each role what it needs is for later, and then for `Deltas`
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
@@ -127,7 +126,7 @@ class DiscoveryServer:
     def sessions(self) -> Iterable[Session]:
         """Every node connected, and those remembered."""
         yield from (stream.session for stream in self._streams.values())
-        yield from (s for node_id, s in self._left.items() if node_id not in self._streams)
+        yield from self._left.values()
 
     def samples(self) -> Iterable[Sample]:
         """Figures for Prometheus."""
@@ -190,6 +189,7 @@ class DiscoveryServer:
         if earlier is None and len(self._streams) >= self._settings.max_nodes:
             raise TooMany(f"{self._settings.max_nodes} nodes are connected already")
         self._streams[node_id] = stream
+        self._left.pop(node_id, None)
         if earlier is not None:
             earlier.end(Replaced(f"{node_id} opened another stream"))
         log.info("node connected", node=node_id, revision=stream.session.held_revision)
@@ -268,8 +268,12 @@ class DiscoveryServer:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            with contextlib.suppress(NothingToServe):
+            try:
                 self._publish()
+            except NothingToServe:
+                pass  # not yet; the catalog says when
+            except Exception:  # the task's outermost edge: nodes keep what they have
+                log.exception("publishing failed")
             await asyncio.sleep(self._settings.debounce_ms / 1e3)
 
     async def _sweep_forever(self) -> None:

@@ -222,6 +222,20 @@ async def test_a_second_stream_of_a_node_replaces_the_first(mesh: Mesh) -> None:
             assert len([s for s in replica.discovery.sessions if s.connected]) == 2
 
 
+async def test_two_processes_of_one_node_do_not_chase_each_other(mesh: Mesh) -> None:
+    async with serving(mesh, MemoryStore()) as replica:
+        await replica.changes.apply(WORLD, "o/a")
+        async with (
+            node(mesh, "edge/tokyo", [at(replica)]) as one,
+            node(mesh, "edge/tokyo", [at(replica)]) as two,
+        ):
+            await until(lambda: "ABORTED" in one.status.detail + two.status.detail)
+            assert len(one.snapshot) == len(two.snapshot) == len(world())
+            [session] = replica.discovery.sessions
+            await asyncio.sleep(0.05)
+            assert [session] == list(replica.discovery.sessions)
+
+
 @pytest.mark.parametrize(
     ("principal", "node_id"),
     [

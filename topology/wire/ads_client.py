@@ -157,6 +157,10 @@ class AdsClient:
             try:
                 await self._converse(call, endpoint)
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.ABORTED:
+                    # Another process speaks for this node. Two of them must not chase each
+                    # other from the stream ten times a second.
+                    self._backoff.exhaust()
                 reason = f"{error.code().name}: {error.details()}"
             except asyncio.InvalidStateError:
                 # grpc.aio: the call ended while a request was being written.
