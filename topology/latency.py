@@ -56,3 +56,36 @@ def published_table() -> Mapping[tuple[str, str], float]:
         first, second = sorted(pair)
         rows[first, second] = value
     return rows
+
+
+class WindowedMin:
+    """The least round-trip time of the last `window_s`, in the unit of its samples.
+
+    What a path takes when nothing queues in it, and so what it is chosen by: a busy process or
+    a full buffer makes a sample longer and says nothing about the distance. Keeps the least
+    sample of each of `_SLICES` parts of the window, as BBR's filter does (Cardwell et al.,
+    "BBR: Congestion-Based Congestion Control", 2016, section on RTprop).
+    """
+
+    __slots__ = ("_least", "_slice_s")
+
+    def __init__(self, window_s: float = 10.0) -> None:
+        self._slice_s = window_s / _SLICES
+        self._least: dict[int, float] = {}  # slice number -> least sample in it
+
+    def add(self, now: float, sample: float) -> None:
+        """Take a sample seen at `now` (seconds)."""
+        part = int(now / self._slice_s)
+        held = self._least.get(part)
+        if held is None:
+            self._least = {p: v for p, v in self._least.items() if p > part - _SLICES}
+        if held is None or sample < held:
+            self._least[part] = sample
+
+    def at(self, now: float) -> float | None:
+        """The estimate at `now`; None when nothing was seen for a window."""
+        oldest = int(now / self._slice_s) - _SLICES
+        return min((v for p, v in self._least.items() if p > oldest), default=None)
+
+
+_SLICES = 5
