@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topology.overlay.backoff import Backoff
+from runtime.backoff import Backoff
 from topology.overlay.liveness import Liveness
 
 KEEP_ALIVE, DEAD = 1.0, 0.75

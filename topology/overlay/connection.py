@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from runtime.identity import Identity, Principal
+from topology.overlay import congestion
 from topology.overlay.transport import Transport
 from topology.overlay.trust import Refusal, Trust
 
@@ -42,6 +43,7 @@ def configure(
     configuration = QuicConfiguration(
         alpn_protocols=[ALPN],
         is_client=is_client,
+        congestion_control_algorithm=congestion.NAME,
         idle_timeout=idle_timeout_ms / 1000,
         max_data=2**40,  # streams are bounded one by one, so that a slow one stops no other
         max_stream_data=max_stream_data_bytes,
@@ -86,6 +88,11 @@ class OverlayConnection(Transport):
     def rtt_s(self) -> float | None:
         """Smoothed round-trip time (RFC 9002, section 5.3)."""
         return float(self._loss._rtt_smoothed) if self._loss._rtt_initialized else None
+
+    @property
+    def latest_rtt_s(self) -> float | None:
+        """The last sample of the round-trip time (RFC 9002, section 5.1)."""
+        return float(self._loss._rtt_latest) if self._loss._rtt_initialized else None
 
     # Mutual authentication
 

@@ -12,9 +12,9 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from runtime import logs
+from runtime.backoff import Backoff
 from runtime.clock import Clock, SystemClock
 from runtime.identity import Identity, Principal
-from topology.overlay.backoff import Backoff
 from topology.overlay.client import ClientConnection, Dialled
 from topology.overlay.connection import configure
 from topology.overlay.errors import PathDown, RegionFailure
@@ -118,9 +118,9 @@ class Tunnel:
 
     @property
     def rtt_ms(self) -> float | None:
-        """Smoothed round-trip time, or None while not connected."""
-        rtt_s = self._connection.rtt_s if self._connection is not None else None
-        return None if rtt_s is None else rtt_s * 1000
+        """The path's own round-trip time, the least of late; None while not connected."""
+        distance_s = self._connection.distance_s if self._connection is not None else None
+        return None if distance_s is None else distance_s * 1000
 
     @property
     def peer(self) -> Principal | None:
