@@ -2,7 +2,7 @@
 
     python -m benchmarks.engine [--json FILE] [--runs 3] [--threads 2]
 
-Ours is measured through the whole core service: queue, batcher, engine thread, text. `generate`
+Ours is measured through the whole core service: queue, batcher, engine process, text. `generate`
 gets tokens in and gives tokens out, in bfloat16 and in float32; the ratio is to the faster one.
 With unequal lengths `generate` does what it can: one static batch, padded on the left, run
 until the longest answer is whole; only tokens that were asked for count, on both sides. End
@@ -20,10 +20,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+
+from region_core.engine.process import SPIN_COUNT, ProcessEngine
+
+os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # the same for both sides, before torch is in
+
 import torch
 
 from benchmarks.harness import Report, Sample, arguments, median, say, take_turns
-from region_core.engine.base import Begin, FinishReason, Limits, Sampling
+from region_core.engine.base import Begin, Engine, FinishReason, Limits, Sampling
+from region_core.engine.channel import Setup
 from region_core.engine.torch import TorchEngine
 from region_core.job import Failed, Job
 from region_core.prepare import Offer
@@ -65,14 +71,10 @@ def unequal(count: int) -> Work:
     return work
 
 
-class Endless(TorchEngine):
-    """The engine, with a tokenizer that knows no end."""
-
-    def __init__(self, dtype: Dtype, threads: int) -> None:
-        bundle = open_bundle(None, None, None, dtype)
-        super().__init__(bundle, Limits(SLOTS, CONTEXT), "cpu", threads)
-        self.ends = self.tokenizer.end_ids
-        self.tokenizer.end_ids = frozenset()
+def direct(dtype: Dtype, threads: int) -> TorchEngine:
+    """The engine in this process, to be driven step by step."""
+    bundle = open_bundle(None, None, None, dtype)
+    return TorchEngine(bundle, Limits(1, CONTEXT), "cpu", threads)
 
 
 class Count:
@@ -99,7 +101,10 @@ class Ours:
 
     def __init__(self, threads: int, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.engine = Endless("bfloat16", threads)
+        limits = Limits(SLOTS, CONTEXT)
+        setup = Setup(None, None, None, "bfloat16", limits, "cpu", threads, "engine", "warning")
+        self.engine = ProcessEngine(setup)
+        self.engine.tokenizer.end_ids = frozenset()
         loop.run_until_complete(self._start())
 
     async def _start(self) -> None:
@@ -165,29 +170,29 @@ class Generate:
         return Sample(sum(tokens for _, tokens in work) / wall_s)
 
 
-def encoder(engine: TorchEngine) -> Callable[[str], tuple[int, ...]]:
+def encoder(engine: Engine) -> Callable[[str], tuple[int, ...]]:
     return lambda text: engine.tokenizer.encode_chat([Message("user", text)])
 
 
-def greedy(engine: Endless, prompt: tuple[int, ...], tokens: int) -> list[int]:
+def greedy(engine: TorchEngine, prompt: tuple[int, ...], tokens: int) -> list[int]:
     engine.begin(Begin(0, prompt, (), Sampling(0.0)))
     out = [engine.step(Step((Chunk(0, 0, len(prompt), True),)))[0]]
-    while len(out) < tokens and out[-1] not in engine.ends:
+    while len(out) < tokens and out[-1] not in engine.tokenizer.end_ids:
         out.append(engine.step(Step((), (0,)))[0])
     engine.release(0)
     return out
 
 
-def agreement(models: dict[str, Any], engine: Endless, threads: int, tokens: int = 32) -> str:
+def agreement(models: dict[str, Any], threads: int, tokens: int = 32) -> str:
     """Refuse to go on unless both give the same answers; say what bfloat16 changes."""
-    exact = Endless("float32", threads)
+    exact, low_precision = direct("float32", threads), direct("bfloat16", threads)
     encode = encoder(exact)
     prompts = [encode(text) for text in QUESTIONS + tuple(f"Tell me of {t}." for t in TOPICS[:4])]
     expected = [transformers_greedy(models["float32"], prompt, tokens) for prompt in prompts]
     ours = [greedy(exact, prompt, tokens) for prompt in prompts]
     if ours != expected:
         raise SystemExit("the greedy answers differ in float32: nothing was measured")
-    low = [greedy(engine, prompt, tokens) for prompt in prompts]
+    low = [greedy(low_precision, prompt, tokens) for prompt in prompts]
     theirs = [transformers_greedy(models["bfloat16"], prompt, tokens) for prompt in prompts]
     same, same_theirs = (
         sum(one == other for one, other in zip(answers, expected, strict=True))
@@ -213,7 +218,7 @@ def main() -> None:
     }
     report = Report("engine", unit="tokens/s")
     models = {name: peer.model for name, peer in peers.items()}
-    report.note(agreement(models, ours.engine, given.threads))
+    report.note(agreement(models, given.threads))
     torch.set_num_threads(given.threads)
     report.note(f"torch {torch.__version__}, {given.threads} threads, greedy; ours in bfloat16")
     scenarios: dict[str, Work] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,9 @@ from runtime.errors import TradewindError
 
 app = typer.Typer(help="Run a region core: what runs the model.", no_args_is_help=True)
 
+# The engine's thread needs the interpreter for some 0.3 ms a step, and should not wait 5 ms for
+# it, Python's default, when the event loop is busy.
+_SWITCH_S = 0.0005
 _EXAMPLES = """
 Examples:
 
@@ -52,6 +56,7 @@ def run_core(
         engine = make_engine(loaded)
         gc.collect()
         gc.freeze()  # what was made by starting never becomes garbage
+        sys.setswitchinterval(_SWITCH_S)
         uvloop.run(run(loaded, engine))
     except TradewindError as error:
         typer.echo(f"tradewind core run: {error}", err=True)

@@ -113,5 +113,6 @@ def test_the_help_has_examples() -> None:
 def test_the_torch_engine_by_the_settings(tmp_path: Path) -> None:
     raw = document(tmp_path / "pki", engine="torch", torch={"threads": 1, "device": "cpu"})
     engine = make_engine(load(CoreSettings, write(tmp_path / "core.yaml", raw), {}))
+    engine.close()
     assert engine.description.engine == "torch" and engine.description.dtype == "bfloat16"
     assert engine.limits.context_tokens == 2048
