@@ -23,7 +23,7 @@ from control_plane.store.base import (
     decode_key,
     encode_key,
 )
-from control_plane.store.errors import Conflict, StoreClosed, StoreUnavailable
+from control_plane.store.errors import Conflict, StoreClosed, StoreRefused, StoreUnavailable
 from control_plane.store.etcd_failures import Kind, MemberFailed
 from control_plane.store.etcd_members import Members
 from control_plane.store.etcd_watch import EtcdWatch, range_of
@@ -58,7 +58,10 @@ class EtcdStore:
 
     async def get(self, key: str) -> Entry | None:
         check_key(key)
-        answer = await self._range(etcdrpc.RangeRequest(key=encode_key(key)))
+        try:
+            answer = await self._range(etcdrpc.RangeRequest(key=encode_key(key)))
+        except MemberFailed as error:  # an entry that somebody else wrote, larger than we accept
+            raise StoreRefused(f"etcd: {key}: {error.failure.detail}") from error
         return _entry(answer.kvs[0]) if answer.kvs else None
 
     async def list(self, prefix: str) -> Listing:

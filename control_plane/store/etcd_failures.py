@@ -54,6 +54,7 @@ _CODE = grpc.StatusCode
 _UNDONE: tuple[tuple[grpc.StatusCode | None, str, Kind], ...] = (
     (_CODE.UNAVAILABLE, "failed to connect to all addresses", Kind.UNREACHED),
     (_CODE.UNAVAILABLE, "DNS resolution failed", Kind.UNREACHED),
+    (_CODE.UNAVAILABLE, "errors resolving", Kind.UNREACHED),
     (_CODE.UNAVAILABLE, "etcdserver: no leader", Kind.NOT_SERVING),
     (_CODE.UNAVAILABLE, "etcdserver: not leader", Kind.NOT_SERVING),
     (_CODE.RESOURCE_EXHAUSTED, "etcdserver: too many requests", Kind.NOT_SERVING),

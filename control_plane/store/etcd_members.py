@@ -86,10 +86,14 @@ class Member:
             await _end(call)
 
     async def close(self) -> None:
-        if self._greeting is not None:
-            await _end(self._greeting)
-        if self._link is not None:
-            await self._link.close()
+        # gRPC goes on connecting for a closed channel until nobody refers to it any more, and a
+        # failed greeting's traceback does.
+        greeting, self._greeting = self._greeting, None
+        if greeting is not None:
+            await _end(greeting)
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
 
     async def _greet(self, timeout_s: float) -> None:
         self._answers = False
@@ -225,10 +229,19 @@ class Members:
             raise StoreUnavailable(text, ambiguous=True) from error
 
     def _unavailable(self, failures: dict[str, Failure]) -> StoreUnavailable:
-        text = "; ".join(f"{address}: {failure.detail}" for address, failure in failures.items())
+        by_detail: dict[str, list[str]] = {}
+        for address, failure in sorted(failures.items()):
+            by_detail.setdefault(failure.detail, []).append(address)
+        text = "; ".join(f"{', '.join(those)}: {detail}" for detail, those in by_detail.items())
         text = f"no member of etcd serves: {text or 'none answered in time'}"
         self.health.fails(CALLS, text)
-        return StoreUnavailable(text, hint="it is tried again by itself; see that etcd runs")
+        return StoreUnavailable(text, hint=_absence_hint(text))
+
+
+def _absence_hint(text: str) -> str:
+    if "handshake" in text or "erification" in text:
+        return "check `ca`, `certificate` and `key`, and the host names in etcd's certificate"
+    return "see that etcd runs and can be reached; watches go on by themselves when it does"
 
 
 def _refusal_hint(detail: str) -> str:
@@ -243,11 +256,12 @@ def _failure(greeting: asyncio.Task[None]) -> Failure | None:
         return Failure(Kind.NO_ANSWER, "no answer in time", undone=True)
     if greeting.cancelled():
         return Failure(Kind.CLOSED, "the store is closed", undone=True)
-    try:
-        greeting.result()
-    except MemberFailed as error:
+    error = greeting.exception()  # not raised, which would tie the two into a cycle
+    if error is None:
+        return None
+    if isinstance(error, MemberFailed):
         return error.failure
-    return None
+    raise error
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

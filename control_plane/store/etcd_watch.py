@@ -17,7 +17,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from control_plane.store.assembly import Assembly, Event, OutOfOrder
 from control_plane.store.base import Change, Listing, Relisted, decode_key, encode_key
 from control_plane.store.errors import StoreUnavailable
-from control_plane.store.etcd_failures import Kind, MemberFailed, failed
+from control_plane.store.etcd_failures import Failure, Kind, MemberFailed, failed
 from control_plane.store.etcd_link import Link
 from control_plane.store.etcd_members import CALLS, Member, Members
 from control_plane.store.settings import EtcdSettings
@@ -85,9 +85,10 @@ class EtcdWatch:
             return
         self._closed = True
         self._ready.clear()
-        if self._filling is not None:
-            self._filling.cancel()
-            await asyncio.wait({self._filling})
+        filling, self._filling = self._filling, None
+        if filling is not None:
+            filling.cancel()
+            await asyncio.wait({filling})
         await self._drop()
         self._members.health.forget(self)
         self._tell_closed(self)
@@ -110,9 +111,16 @@ class EtcdWatch:
                 await self._connect()
             else:
                 await self._receive(self._stream)
-        except (MemberFailed, OutOfOrder, StoreUnavailable) as error:
-            await self._drop()
-            await self._recover(error)
+            return
+        except MemberFailed as error:
+            failure = error.failure
+        except OutOfOrder as error:
+            failure = Failure(Kind.NO_ANSWER, str(error), undone=False)
+        except StoreUnavailable as error:
+            failure = Failure(Kind.NOT_SERVING, error.message, undone=False)
+        # Out here, no traceback keeps the failed connection alive.
+        await self._drop()
+        await self._recover(failure)
 
     async def _connect(self) -> None:
         member = self._next_member or self._members.order[0]
@@ -160,19 +168,17 @@ class EtcdWatch:
         self._after = listing.revision
         self._ready.append(Relisted(listing))
 
-    async def _recover(self, error: MemberFailed | OutOfOrder | StoreUnavailable) -> None:
+    async def _recover(self, failure: Failure) -> None:
         """Decide what to do about a failure, and wait if it is not the first."""
-        if isinstance(error, MemberFailed):
-            kind = error.failure.kind
-            if kind is Kind.CLOSED:
-                self._closed = True
-                return
-            if kind in (Kind.COMPACTED, Kind.TOO_LARGE):
-                self._must_relist = self._must_relist or error.failure.detail
+        if self._members.access.closed:
+            self._closed = True
+            return
+        if failure.kind in (Kind.COMPACTED, Kind.TOO_LARGE):
+            self._must_relist = self._must_relist or failure.detail
         self._failures += 1
         if self._failures % len(self._members.order) == 0:
             # Every member had its turn.
-            self._members.health.fails(self, f"watching {self._prefix}: {error}")
+            self._members.health.fails(self, f"watching {self._prefix}: {failure.detail}")
             await asyncio.sleep(self._pause.next_s())
 
     def _lives(self, address: str) -> None:
@@ -218,13 +224,15 @@ class _Stream:
 
     async def next(self, quiet_s: float, probe_s: float, alive: Callable[[str], None]) -> Any:
         """The next response, however long it takes, as long as the member lives."""
-        if self._read is None:
-            self._read = asyncio.create_task(self._link.read(self._call))
-        while not (await asyncio.wait({self._read}, timeout=quiet_s))[0]:
-            if await self._link.greet(probe_s):
-                alive(self._link.address)
-        response = self._read.result()
-        self._read = None
+        read = self._read = asyncio.create_task(self._link.read(self._call))
+        try:
+            while not (await asyncio.wait({read}, timeout=quiet_s))[0]:
+                if await self._link.greet(probe_s):
+                    alive(self._link.address)
+            self._read = None
+            response = read.result()
+        finally:
+            del read  # a failed task and the traceback to this frame would keep each other alive
         self._check(response)
         return response
 
@@ -261,7 +269,8 @@ def _create_request(prefix: str, after: int) -> Any:
     start, end = range_of(prefix)
     # From the revision before the first wanted, which is then skipped: asked to begin at exactly
     # the compacted revision, many releases leave out what was deleted at it (etcd-io/etcd issues
-    # 18089 and 19179). Begun one earlier, such a watch is told that it comes too late.
+    # 18089 and 19179). Begun one earlier, such a watch is told that it comes too late. The price:
+    # etcd takes up a watch that begins in the past at its next round, up to 100 ms later.
     create = etcdrpc.WatchCreateRequest(
         key=start, range_end=end, start_revision=max(after, 1), progress_notify=True
     )

@@ -111,7 +111,7 @@ async def test_no_gap_and_no_repeat_while_members_are_killed(
         asyncio.create_task(traffic.run()),
         asyncio.create_task(follow(store, prefix, begun, seen)),
     ]
-    for victim in ("used", "leader", "used", "leader"):
+    for victim in ("used", "leader", "used"):
         await asyncio.sleep(0.4)
         index = used_by(store, cluster) if victim == "used" else await cluster.leader()
         cluster.kill(index)
@@ -147,7 +147,6 @@ async def test_no_gap_and_no_repeat_while_members_are_killed(
     listing = await store.list(prefix)
     assert {entry.key: entry.revision for entry in listing.entries} == written
     assert max(written.values()) <= last
-    assert len(traffic.acknowledged) > 100
     assert traffic.slowest_s < 5.5  # call_timeout_ms, where an election takes several rounds
 
 
@@ -248,7 +247,7 @@ async def test_all_down_is_said_fast_and_heals_by_itself(
 
 async def test_a_minority_serves_nothing(cluster: EtcdCluster) -> None:
     """One member of three is left: it answers, but has nobody to agree with."""
-    settings = EtcdSettings(cluster.endpoints, call_timeout_ms=1500)
+    settings = EtcdSettings(cluster.endpoints, call_timeout_ms=1000)
     store = EtcdStore(settings, SystemClock(), Random(2))
     revision = await store.transact([], [Put("minority/a", b"1")])
     watch = store.watch("minority/", revision)
@@ -294,8 +293,8 @@ async def test_reconnecting_does_not_spin(cluster: EtcdCluster, store: EtcdStore
     watch._connect = counted  # type: ignore[method-assign]
     for index in range(3):
         cluster.kill(index)
-    await asyncio.sleep(2.0)
-    assert 6 <= attempts <= 30
+    await asyncio.sleep(1.5)
+    assert 6 <= attempts <= 25
     await watch.aclose()
     with pytest.raises(StopAsyncIteration):
         await pending

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 
+import grpc.aio
 import pytest
 
 from control_plane.store.base import Change, Put
@@ -71,6 +73,25 @@ async def test_a_consumer_that_does_not_read_holds_nothing_up(real: EtcdWorld) -
     assert [change.revision for change in seen if isinstance(change, Change)] == revisions
     await quick.aclose()
     await slow.aclose()
+
+
+async def test_broken_connections_leave_nothing_behind(real: EtcdWorld) -> None:
+    """Not even garbage: gRPC goes on connecting for a channel until it is collected."""
+    store, p = real.store, real.prefix
+    watch = store.watch(p, await store.transact([], [Put(p + "a", b"")]))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            await real.interrupt()
+            await store.get(p)
+            await store.transact([], [Put(p + "a", b"")])
+            await take(watch, 1)
+        channels = [one for one in gc.get_objects() if isinstance(one, grpc.aio.Channel)]
+        assert len(channels) == 2  # the store's own, and the watch's
+    finally:
+        gc.enable()
+    await watch.aclose()
 
 
 @pytest.mark.parametrize(
