@@ -118,6 +118,7 @@ class Members:
         self.health = health
         self.rng = rng
         self._settings = settings
+        self._probe_s = settings.probe_after_ms / 1000
         self.order = [Member(address, self.access) for address in addresses]
         rng.shuffle(self.order)
         self._ring = tuple(self.order)
@@ -145,49 +146,37 @@ class Members:
         pause = Backoff(_PAUSE_MIN_S, _PAUSE_MAX_S, self.rng.random)
         failures: dict[str, Failure] = {}  # of this round; whoever is in it had its turn
         reasons: dict[str, Failure] = {}  # of all rounds, for people
-        while True:
+        while (left_s := deadline - loop.time()) > 0:
             if self.access.closed:
                 raise StoreClosed("the store is closed")
-            left_s = deadline - loop.time()
             member = await self._ready_member(failures, min(attempt_s, left_s))
+            _remember(failures, reasons)
             left_s = deadline - loop.time()
-            for address, failure in failures.items():
-                # When the time is up, the last round says little; keep what was known before.
-                if address not in reasons or failure.kind is not Kind.NO_ANSWER:
-                    reasons[address] = failure
-            if left_s <= 0:
-                raise self._unavailable(reasons)
             if member is None:
                 if all(failure.kind in _HOPELESS for failure in failures.values()):
-                    raise self._unavailable(reasons)
-                await asyncio.sleep(min(pause.next_s(), left_s))
+                    break
+                await asyncio.sleep(max(0.0, min(pause.next_s(), left_s)))
                 failures, attempt_s = {}, attempt_s * 2
-                continue
-            try:
-                answer = await self._call_member(
-                    member,
-                    method,
-                    request,
-                    left_s if is_write else min(attempt_s, left_s),
-                    is_write,
-                )
-            except MemberFailed as error:
-                failures[member.address] = error.failure
-                self._give_up(error, member, is_write=is_write)
-            else:
-                if member is not self.order[0]:
-                    self.order.remove(member)
-                    self.order.insert(0, member)
-                self.health.works(CALLS, detail=f"etcd at {member.address}")
-                return answer
+            elif left_s > 0:
+                try:
+                    if is_write:
+                        answer = await member.call_watched(method, request, left_s, self._probe_s)
+                    else:
+                        answer = await member.call(method, request, min(attempt_s, left_s))
+                except MemberFailed as error:
+                    failures[member.address] = error.failure
+                    self._give_up(error, member, is_write=is_write)
+                else:
+                    self._prefer(member)
+                    return answer
+        _remember(failures, reasons)
+        raise self._unavailable(reasons)
 
-    async def _call_member(
-        self, member: Member, method: str, request: Any, timeout_s: float, is_write: bool
-    ) -> Any:
-        if is_write:
-            probe_s = self._settings.probe_after_ms / 1000
-            return await member.call_watched(method, request, timeout_s, probe_s)
-        return await member.call(method, request, timeout_s)
+    def _prefer(self, member: Member) -> None:
+        if member is not self.order[0]:
+            self.order.remove(member)
+            self.order.insert(0, member)
+        self.health.works(CALLS, detail=f"etcd at {member.address}")
 
     async def _ready_member(self, failures: dict[str, Failure], timeout_s: float) -> Member | None:
         """The first member that answers, of those that have not failed this call already."""
@@ -236,6 +225,13 @@ class Members:
         text = f"no member of etcd serves: {text or 'none answered in time'}"
         self.health.fails(CALLS, text)
         return StoreUnavailable(text, hint=_absence_hint(text))
+
+
+def _remember(failures: dict[str, Failure], reasons: dict[str, Failure]) -> None:
+    """When the time is up, the last round says little; keep what was known before it."""
+    for address, failure in failures.items():
+        if address not in reasons or failure.kind is not Kind.NO_ANSWER:
+            reasons[address] = failure
 
 
 def _absence_hint(text: str) -> str:
