@@ -49,11 +49,15 @@ def connection(
 
 
 class Pair:
-    """`on_client` and `on_server` get each event; `loss` is a share of the datagrams."""
+    """`on_client` and `on_server` get each event; `loss` is a share of the datagrams.
+
+    With `bytes_per_s` each way is a bottleneck with a queue of `queue_bytes` before it.
+    """
 
     def __init__(
         self, seed: int = 0, loss: float = 0.0, jitter_s: float = 0.0, duplicates: float = 0.0,
-        *, delay_s: float = 0.01, window: int = 2**18, streams: int = 256,
+        *, delay_s: float = 0.01, bytes_per_s: float = 0.0, queue_bytes: int = 50_000,
+        window: int = 2**18, streams: int = 256,
     ) -> None:  # fmt: skip
         self.now = 100.0
         self.client = connection("edge", ("core",), window=window)
@@ -67,6 +71,9 @@ class Pair:
         self._random = Random(seed)
         self._loss, self._jitter_s, self._duplicates = loss, jitter_s, duplicates
         self._delay_s = delay_s
+        self._bytes_per_s, self._queue_bytes = bytes_per_s, queue_bytes
+        self._free_at = {"client": 0.0, "server": 0.0}  # when the bottleneck is idle again
+        self.overflowed = 0
         self._flying: list[tuple[float, int, str, bytes]] = []
         self._sequence = 0
         self.client.connect(SERVER, self.now)
@@ -112,9 +119,17 @@ class Pair:
 
     def _send(self, to: str, data: bytes) -> None:
         self.datagrams[to] += 1
+        waited = 0.0
+        if self._bytes_per_s:
+            begin = max(self.now, self._free_at[to])
+            if (begin - self.now) * self._bytes_per_s > self._queue_bytes:
+                self.overflowed += 1
+                return
+            self._free_at[to] = begin + len(data) / self._bytes_per_s
+            waited = self._free_at[to] - self.now
         copies = 1 + (self._random.random() < self._duplicates)
         for _ in range(copies):
             if self._random.random() >= self._loss:
-                at = self.now + self._delay_s + self._random.random() * self._jitter_s
+                at = self.now + waited + self._delay_s + self._random.random() * self._jitter_s
                 self._sequence += 1
                 heapq.heappush(self._flying, (at, self._sequence, to, data))
