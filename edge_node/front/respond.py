@@ -136,7 +136,7 @@ def _exhausted(error: AttemptsExhausted) -> ChatError:
                 failure.status,
                 failure.message,
                 type=kind,
-                code=_CODES.get(failure.code, failure.code),
+                code=failure.reason or _CODES.get(failure.code, failure.code),
                 param=failure.param,
                 retryable=failure.retryable,
             )

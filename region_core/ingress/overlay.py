@@ -33,7 +33,7 @@ class OverlayIngress:
         except ChatError as error:
             param = error.param[:_PARAM_CHARACTERS] if error.param else None
             text = error.message[:_MESSAGE_CHARACTERS]
-            exchange.send(Failure("invalid", text, error.status, False, param))
+            exchange.send(Failure("invalid", text, error.status, False, param, error.code))
             return
         job = _job(exchange.request, chat, self._clock.now())
         sink = _ExchangeSink(exchange, self._service, self._region, self._engine)
@@ -81,5 +81,6 @@ class _ExchangeSink:
                 failed.status,
                 failed.retryable,
                 failed.param,
+                failed.reason,
             )
         )

@@ -70,24 +70,31 @@ async def test_going_on_behind_what_the_client_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "changes", "code", "status", "param"),
+    ("sent", "changes", "code", "status", "param", "reason"),
     [
-        (b"{", {}, "invalid", 400, None),
-        (body(temperature=9), {}, "invalid", 400, "temperature"),
-        (body(model="other"), {"model": "other"}, "unknown_model", 404, "model"),
-        (body(max_tokens=100_000), {}, "invalid", 400, "max_tokens"),
-        (body("x" * 200_000), {}, "invalid", 400, "messages"),
-        (body(), {"resume_tokens": (0,)}, "invalid", 400, "resume_tokens"),
+        (b"{", {}, "invalid", 400, None, None),
+        (body(temperature=9), {}, "invalid", 400, "temperature", "invalid_value"),
+        (body(model="x"), {"model": "x"}, "unknown_model", 404, "model", "model_not_found"),
+        (body(max_tokens=100_000), {}, "invalid", 400, "max_tokens", "invalid_value"),
+        (body("x" * 200_000), {}, "invalid", 400, "messages", "context_length_exceeded"),
+        (body(), {"resume_tokens": (0,)}, "invalid", 400, "resume_tokens", None),
     ],
 )
 async def test_failures(
-    tmp_path: Path, sent: bytes, changes: Any, code: str, status: int, param: str | None
+    tmp_path: Path,
+    sent: bytes,
+    changes: Any,
+    code: str,
+    status: int,
+    param: str | None,
+    reason: str | None,
 ) -> None:
     async with RunningCore(tmp_path / "pki") as running:
         with pytest.raises(RegionFailure) as caught:
             await read(running.tunnel.open(frame(**changes), sent))
         failure = caught.value.failure
-        assert (failure.code, failure.status, failure.param) == (code, status, param)
+        found = (failure.code, failure.status, failure.param, failure.reason)
+        assert found == (code, status, param, reason)
         assert not failure.retryable
 
 

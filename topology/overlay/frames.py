@@ -96,13 +96,15 @@ class End(Struct, frozen=True, array_like=True):
 
 
 class Failure(Struct, frozen=True, array_like=True):
-    """The ERROR frame. `status` is the HTTP status that fits, `param` the field at fault."""
+    """The ERROR frame. `status` is the HTTP status that fits, `param` the field at fault, and
+    `reason` OpenAI's `error.code` where it says more than `code`."""
 
     code: ErrorCode
     message: Annotated[str, Meta(max_length=4096)]
     status: Annotated[int, Meta(ge=400, le=599)]
     retryable: bool
     param: Annotated[str, Meta(max_length=256)] | None = None
+    reason: Annotated[str, Meta(max_length=64)] | None = None
 
 
 class Skipped(Struct, frozen=True, array_like=True):
