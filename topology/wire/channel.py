@@ -53,7 +53,7 @@ def server_options() -> Options:
         ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_EVERY_MS // 2),
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_EVERY_MS // 2),
         ("grpc.max_receive_message_length", codec.MAX_REQUEST_BYTES),
         ("grpc.max_send_message_length", codec.MAX_RESPONSE_BYTES),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
