@@ -45,6 +45,14 @@ ModelName: TypeAlias = Annotated[
 Latitude: TypeAlias = Annotated[float, Meta(ge=-90, le=90)]
 Longitude: TypeAlias = Annotated[float, Meta(ge=-180, le=180)]
 Percent: TypeAlias = Annotated[float, Meta(ge=0, le=100)]
+UnixTime: TypeAlias = Annotated[
+    float,
+    Meta(
+        ge=0,
+        lt=253_402_300_800,  # what a calendar of four-digit years can show
+        extra_json_schema={"description": "seconds since 1970, before the year 10000"},
+    ),
+]
 Jurisdiction: TypeAlias = Annotated[
     str,
     Meta(
@@ -201,7 +209,7 @@ class OverrideSpec(Spec, frozen=True):
     action: Literal["drain", "failover"]
     reason: Annotated[str, Meta(min_length=1, max_length=500)]
     percent: Percent = 100.0
-    expires_s: float | None = None  # Unix time after which it no longer counts
+    expires_s: UnixTime | None = None  # after which it no longer counts
 
 
 class PolicySpec(Spec, frozen=True):

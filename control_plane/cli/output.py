@@ -70,4 +70,8 @@ def ago(unix_s: float, now_s: float) -> str:
 
 
 def _cell(value: object) -> str:
-    return "-" if value is None or value == "" else str(value)
+    """One line without control characters, which could rewrite the rest of the screen."""
+    if value is None or value == "":
+        return "-"
+    text = str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)

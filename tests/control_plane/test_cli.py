@@ -171,6 +171,13 @@ def test_drain_and_restore_wait_for_every_node(cli: Cli) -> None:
     assert "nothing overrides region singapore" in again.stderr
 
 
+def test_a_reason_does_not_steer_the_reader_s_terminal(cli: Cli) -> None:
+    cli.background.apply(*world())
+    cli.ok("region", "drain", "singapore", "--reason", "\x1b]0;owned\x07new\nline", "--no-wait")
+    [line] = [line for line in cli.ok("region", "list").splitlines() if "drained" in line]
+    assert line.endswith("\ufffd]0;owned\ufffdnew\ufffdline")
+
+
 def test_a_node_that_refuses_is_named(cli: Cli) -> None:
     def picky(snapshot: Snapshot) -> None:
         if snapshot.overrides:
@@ -198,6 +205,7 @@ def test_a_node_that_refuses_is_named(cli: Cli) -> None:
         (("drain", "singapore", "--reason", "x", "--to", "0"), 2, "greater than or equal to 1"),
         (("drain", "singapore", "--reason", "x", "--expires", "soon"), 2, "soon"),
         (("drain", "singapore", "--reason", "x", "--expires", "2020-01-01"), 2, "passed"),
+        (("drain", "singapore", "--reason", "x", "--expires", "99999999999h"), 2, "year 10000"),
         (("restore", "", "--reason", "x"), 2, "empty is not all"),
     ],
 )
