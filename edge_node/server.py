@@ -62,6 +62,7 @@ class EdgeWorker:
             settings.host,
             settings.port,
             tls=settings.tls,
+            http2=settings.http2,
             max_connections=settings.max_connections,
         )
         self.app.metrics.watch(self.agent.samples)

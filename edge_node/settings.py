@@ -25,7 +25,8 @@ class EdgeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     state_dir: Path  # keeps the last good snapshot, one file a worker
     host: str = "127.0.0.1"  # to listen on, for clients
     port: Port = 8080
-    tls: TlsFiles | None = None  # what clients see; none: plain HTTP/1.1 and HTTP/2
+    tls: TlsFiles | None = None  # what clients see; none: plain HTTP
+    http2: bool = False  # beside HTTP/1.1; behind a proxy only: idle connections are not closed
     workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that share the port
     max_connections: Annotated[int, Meta(gt=0)] = 8192  # of clients, per worker
     body_timeout_ms: Milliseconds = 10_000  # for a client to send its request

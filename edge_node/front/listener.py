@@ -63,7 +63,10 @@ def check_free(host: str, port: int) -> None:
 
 
 class Listener:
-    """Serves `app` (RSGI) on one address until `stop`."""
+    """Serves `app` (RSGI) on one address until `stop`.
+
+    Without `http2`, a connection that has nothing to say is closed after `HEADER_TIMEOUT_MS`.
+    """
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Listener:
         *,
         tls: TlsFiles | None = None,
         max_connections: int = 8192,
+        http2: bool = False,
     ) -> None:
         self._server = Server(
             app,
@@ -80,7 +84,9 @@ class Listener:
             port=port,
             interface=Interfaces.RSGI,
             task_impl=TaskImpl.asyncio,
-            http=HTTPModes.auto,
+            # To tell HTTP/2 from HTTP/1.1, granian waits for a client's first bytes without end,
+            # and an HTTP/2 connection may be idle for ever; so silence would fill the table.
+            http=HTTPModes.auto if http2 else HTTPModes.http1,
             websockets=False,
             backlog=BACKLOG,
             backpressure=max_connections,

@@ -128,13 +128,14 @@ async def test_what_the_region_is_told(edge: Edge) -> None:
     assert request.request_id.startswith("trace-7~")
 
 
-async def test_http2_is_spoken(edge: Edge) -> None:
-    command = (
-        "curl", "-s", "--http2-prior-knowledge", "-w", "%{http_version}", "-d",
-        json.dumps(ask()), "-H", f"authorization: Bearer {ACME}", edge.chat_url,
-    )  # fmt: skip
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    out, _ = await process.communicate()
+async def test_http2_is_spoken_where_it_is_asked_for() -> None:
+    async with running(upstream(), http2=True) as edge:
+        command = (
+            "curl", "-s", "--http2-prior-knowledge", "-w", "%{http_version}", "-d",
+            json.dumps(ask()), "-H", f"authorization: Bearer {ACME}", edge.chat_url,
+        )  # fmt: skip
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
     assert out.endswith(b"}2")
     assert TEXT.encode() in out
 

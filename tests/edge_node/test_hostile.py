@@ -196,6 +196,18 @@ async def test_a_client_that_sends_a_byte_now_and_then_is_let_go() -> None:
         assert len(edge.app.flights) == 0
 
 
+@pytest.mark.parametrize("said", [b"", b"P", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HT"])
+async def test_a_connection_that_says_no_more_is_let_go(
+    monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr("edge_node.front.listener.HEADER_TIMEOUT_MS", 300)
+    async with running(upstream()) as edge:
+        wire = await Wire.open(edge)
+        await wire.send(said)
+        assert await wire.ended()
+        await wire.close()
+
+
 async def test_a_slow_chunked_body_is_let_go_too() -> None:
     async with running(upstream(), body_timeout_s=0.3) as edge:
         wire = await Wire.open(edge)

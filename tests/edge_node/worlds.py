@@ -124,7 +124,11 @@ class Edge:
 
 @asynccontextmanager
 async def running(
-    regions: MemoryUpstream, config: Snapshot | None = None, *, body_timeout_s: float = 10.0
+    regions: MemoryUpstream,
+    config: Snapshot | None = None,
+    *,
+    body_timeout_s: float = 10.0,
+    http2: bool = False,
 ) -> AsyncIterator[Edge]:
     loop = asyncio.get_running_loop()
     app = EdgeApp(
@@ -132,7 +136,7 @@ async def running(
     )
     app.use(config or snapshot())
     port = free_port()
-    listener = Listener(app, "127.0.0.1", port)
+    listener = Listener(app, "127.0.0.1", port, http2=http2)
     listener.start()
     await _reachable(port)
     edge = Edge(app, regions, port)
