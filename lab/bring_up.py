@@ -17,7 +17,7 @@ import msgspec
 from lab import settings_files
 from lab.clients import resolve
 from lab.control import Answer, Order, ProcessState
-from lab.errors import AddressBusy, ProcessDied
+from lab.errors import AddressBusy, LabError, ProcessDied
 from lab.etcd_cluster import EtcdCluster
 from lab.settings_files import CONTROL_PLANE, SettingsFiles
 from lab.supervisor import Supervisor, require_free, resident_mb
@@ -68,10 +68,16 @@ class Lab:
 
     async def start(self) -> None:
         """Start everything; return when every edge reaches every region and DNS answers."""
-        self._claim()
-        require_free(list(_addresses()))
-        files = self._prepare()
-        self._supervisor = Supervisor(self.directory)
+        try:
+            self._claim()
+            require_free(list(_addresses()))
+            files = self._prepare()
+            self._supervisor = Supervisor(self.directory)
+        except OSError as error:
+            raise LabError(
+                f"cannot write {error.filename or self.directory}: {error.strerror}",
+                hint="name another folder with --directory",
+            ) from error
         self.etcd = EtcdCluster(
             self.directory / "etcd", members=ETCD_MEMBERS, base_port=ETCD_PORT, durable=False
         )
@@ -104,11 +110,18 @@ class Lab:
 
     async def obey(self, order: Order) -> Answer:
         """Kill or start one process, or all of etcd; every answer lists all processes."""
+        if order.verb != "ps":
+            self._require_known(order.name)
         if order.verb == "kill":
             await self._kill(order.name)
         elif order.verb == "start":
             await self._start_again(order.name)
         return Answer(processes=tuple(self._states()))
+
+    def _require_known(self, name: str) -> None:
+        names = ("etcd", *(state.name for state in self._states()))
+        if name not in names:
+            raise LabError(f"no process {name!r}", hint=f"there are: {', '.join(names)}")
 
     async def _kill(self, name: str) -> None:
         members = self._etcd_members(name)

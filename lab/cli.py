@@ -80,6 +80,7 @@ def lab(
     ctx.obj = directory.resolve()
     if ctx.invoked_subcommand is not None:
         return
+    _require_writable(report)
     console = Console(width=None if sys.stdout.isatty() else WIDTH_IN_A_LOG)
     if engine is EngineName.sim:
         console.print("[yellow]Engine: sim. Answers and service times are simulated.[/yellow]")
@@ -98,6 +99,18 @@ def lab(
         report.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
         console.print(f"report written to {report}", highlight=False)
     raise typer.Exit(1 if found.totals.failed else 0)
+
+
+def _require_writable(report: Path | None) -> None:
+    """Say before the run, not after it, that its report will have no place."""
+    if report is None:
+        return
+    try:
+        report.open("ab").close()
+    except OSError as error:
+        raise typer.BadParameter(
+            f"cannot write {report}: {error.strerror}", param_hint="--report"
+        ) from error
 
 
 async def _main(console: Console, engine: str, serve: bool, directory: Path) -> Report | None:

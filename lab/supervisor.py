@@ -19,6 +19,7 @@ from lab.errors import AddressBusy, LabError, ProcessDied
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_NAMED = 6  # of the addresses that are taken
 _LAST_LINES = 15
 _REAP_CHECKS = 100  # the kernel needs a moment to end what was killed
 
@@ -164,8 +165,9 @@ def require_free(addresses: Sequence[tuple[str, int, int]]) -> None:
             except OSError:
                 busy.append(f"{host}:{port}/{'tcp' if kind == socket.SOCK_STREAM else 'udp'}")
     if busy:
+        more = f" and {len(busy) - _NAMED} more" if len(busy) > _NAMED else ""
         raise AddressBusy(
-            f"in use already: {', '.join(busy)}",
+            f"in use already: {', '.join(busy[:_NAMED])}{more}",
             hint="Is another lab running? Stop it (Ctrl-C there) and start this one again.",
         )
 

@@ -107,6 +107,15 @@ def test_a_busy_address_is_named() -> None:
     require_free(busy)
 
 
+def test_many_busy_addresses_are_counted() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        busy = [("127.0.0.1", held.getsockname()[1], socket.SOCK_STREAM)] * 46
+        with pytest.raises(AddressBusy, match="/tcp and 40 more"):
+            require_free(busy)
+
+
 async def test_output_is_kept_by_name(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path)
     child = await supervisor.start("echo", ["sh", "-c", 'echo "$GREETING"'], GREETING="hello")
