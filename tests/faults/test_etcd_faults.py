@@ -245,9 +245,10 @@ async def test_all_down_is_said_fast_and_heals_by_itself(
     await watch.aclose()
 
 
-async def test_a_minority_serves_nothing(cluster: EtcdCluster) -> None:
+async def test_a_minority_serves_nothing(cluster: EtcdCluster, store: EtcdStore) -> None:
     """One member of three is left: it answers, but has nobody to agree with."""
-    settings = EtcdSettings(cluster.endpoints, call_timeout_ms=1000)
+    patient = store
+    settings = EtcdSettings(cluster.endpoints, call_timeout_ms=500)
     store = EtcdStore(settings, SystemClock(), Random(2))
     revision = await store.transact([], [Put("minority/a", b"1")])
     watch = store.watch("minority/", revision)
@@ -256,20 +257,19 @@ async def test_a_minority_serves_nothing(cluster: EtcdCluster) -> None:
     left = used_by(store, cluster)
     for index in {0, 1, 2} - {left}:
         cluster.kill(index)
+    async with asyncio.timeout(5):
+        while store.status.available:  # without a call: the watch is told that nobody leads
+            await asyncio.sleep(0.02)
     took_s, error = await timed(store.get("minority/a"))
     assert isinstance(error, StoreUnavailable)
-    assert took_s < 2.0
+    assert took_s < 1.0
     took_s, error = await timed(store.transact([], [Put("minority/a", b"2")]))
     assert isinstance(error, StoreUnavailable)
-    assert took_s < 3.0
-    ambiguous = error.ambiguous
-    async with asyncio.timeout(5):
-        while store.status.available:
-            await asyncio.sleep(0.02)
+    assert took_s < 1.0
+    assert not error.ambiguous  # etcd refused at the door
     await cluster.start()
-    if not ambiguous:
-        assert await store.get("minority/a") == Entry("minority/a", b"1", revision)
-    again = await store.transact([], [Put("minority/b", b"2")])
+    assert await patient.get("minority/a") == Entry("minority/a", b"1", revision)
+    again = await patient.transact([], [Put("minority/b", b"2")])
     async with asyncio.timeout(5):
         change = await pending
     assert isinstance(change, Change)
@@ -293,8 +293,8 @@ async def test_reconnecting_does_not_spin(cluster: EtcdCluster, store: EtcdStore
     watch._connect = counted  # type: ignore[method-assign]
     for index in range(3):
         cluster.kill(index)
-    await asyncio.sleep(1.5)
-    assert 6 <= attempts <= 25
+    await asyncio.sleep(1.0)
+    assert 5 <= attempts <= 20
     await watch.aclose()
     with pytest.raises(StopAsyncIteration):
         await pending

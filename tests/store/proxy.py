@@ -7,7 +7,8 @@ import asyncio
 
 class Proxy:
     """Forwards connections on `address` to `target`. `cut` resets all of them; while `stopped`
-    new ones are reset at once; while frozen nothing passes, in either direction."""
+    new ones are reset at once; while frozen nothing passes, in either direction; while `deaf`
+    requests arrive and answers get lost."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -16,6 +17,7 @@ class Proxy:
         self.sides: set[_Side] = set()
         self.frozen = False
         self.stopped = False
+        self.deaf = False
         self.connections = 0  # ever accepted
         self.address = ""
 
@@ -92,7 +94,8 @@ class _Side(asyncio.Protocol):
             transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
-        if self.other is not None:
+        answers = self._join is None
+        if self.other is not None and not (answers and self._proxy.deaf):
             self.other.transport.write(data)
 
     def connection_lost(self, error: Exception | None) -> None:
