@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 import uvloop
 
+from region_core.ingress.listener import check_free
 from region_core.process import make_engine, run
 from region_core.settings import CoreSettings
 from runtime import logs, settings
 from runtime.errors import TradewindError
+from runtime.identity import Identity
 
 app = typer.Typer(help="Run a region core: what runs the model.", no_args_is_help=True)
 
@@ -53,6 +55,9 @@ def run_core(
     try:
         loaded = settings.load(CoreSettings, settings_file)
         logs.configure(f"core-{loaded.display_name}", loaded.log_level)
+        Identity.load(loaded.identity)  # its mistakes are said before seconds go into the engine
+        if loaded.http is not None:
+            check_free(loaded.http.host, loaded.http.port)
         engine = make_engine(loaded)
         gc.collect()
         gc.freeze()  # what was made by starting never becomes garbage

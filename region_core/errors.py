@@ -92,5 +92,9 @@ class WrongRole(TradewindError):
         )
 
 
+class AddressTaken(TradewindError):
+    """Somebody else listens there, or the address is not this machine's."""
+
+
 class NoDevice(TradewindError):
     """The device that the settings name is not there."""

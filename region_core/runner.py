@@ -90,6 +90,10 @@ class Runner:
     def healthy(self) -> bool:
         return self._faults_in_a_row < _UNHEALTHY_FAULTS and self._thread.is_alive()
 
+    def has_room(self, urgency: int) -> bool:
+        """Whether `submit` would take a request; a look without the lock, so only a hint."""
+        return self._batcher.has_room(urgency)
+
     def start(self) -> None:
         self._thread.start()
 

@@ -115,6 +115,9 @@ class CoreService:
             if self._instant is not None:
                 answer_at_once(self._instant, self.offer, job, sink, self.counters)
                 return _OVER
+            if not self._runner.has_room(job.urgency):  # in a storm most are refused: cheaply
+                self._refuse(sink, overloaded(self._runner.waiting))
+                return _OVER
             self._last_id += 1
             ticket = _Ticket(self, self._last_id, job, sink)
             if sum(len(message.content) for message in job.request.messages) > INLINE_CHARACTERS:

@@ -6,12 +6,14 @@ So the engine and the API share one process and one set of weights. Its tasks ar
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 from granian.constants import HTTPModes, Interfaces, TaskImpl
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
+from region_core.errors import AddressTaken
 from runtime import logs
 
 log = logs.get("http")
@@ -19,6 +21,24 @@ log = logs.get("http")
 _MAX_HEADERS_BYTES = 64 * 1024
 _HEADER_TIMEOUT_MS = 10_000
 _MAX_CONNECTIONS = 4096
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise `AddressTaken` unless the port can be had.
+
+    granian shares ports by SO_REUSEPORT without a word: a second core on the same port would
+    take half of the first one's connections.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise AddressTaken(
+                f"cannot listen on {host}:{port}: {error.strerror}",
+                hint="stop what listens there, or set another http.port",
+            ) from error
 
 
 class Listener:

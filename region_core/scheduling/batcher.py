@@ -96,16 +96,28 @@ class Batcher:
         """Whether a plan made now would be empty, deadlines apart."""
         return not (self._running or self.queue or self._released)
 
+    def has_room(self, urgency: int) -> bool:
+        """Whether `submit` would take a request of this urgency."""
+        return self.queue.has_room(urgency, self._unused)
+
     def submit(self, entry: Entry) -> Entry | None:
-        """Let a request wait; returns whoever lost its place, or raises `QueueFull`."""
-        return self.queue.push(entry)
+        """Let a request wait; returns whoever lost its place, or raises `QueueFull`.
+
+        Those that find a free slot do not count as waiting: with no room to wait at all, there
+        is still room to run.
+        """
+        return self.queue.push(entry, self._unused)
+
+    @property
+    def _unused(self) -> int:
+        return len(self._free) + len(self._released)
 
     def expected_wait_s(self, urgency: int) -> float:
         """How long a newcomer would wait for a slot, from how long slots are held lately."""
         ahead = self.queue.ahead_of(urgency)
-        if ahead < len(self._free):
+        if ahead < self._unused:
             return 0.0
-        return (ahead - len(self._free) + 1) * self._mean_hold_s / self.limits.slots
+        return (ahead - self._unused + 1) * self._mean_hold_s / self.limits.slots
 
     def cancel(self, entry_id: int) -> bool:
         """Drop a request, waiting or running; its slot is free in the next plan."""

@@ -40,13 +40,18 @@ class PriorityQueue:
     def __contains__(self, entry_id: int) -> bool:
         return entry_id in self._urgency
 
-    def push(self, entry: Entry) -> Entry | None:
+    def has_room(self, urgency: int, extra: int = 0) -> bool:
+        """Whether `push` would take an entry of this urgency."""
+        return len(self) < self.capacity + extra or any(self._levels[urgency + 1 :])
+
+    def push(self, entry: Entry, extra: int = 0) -> Entry | None:
         """Let `entry` wait. Returns the entry that lost its place to it, if one did.
 
-        Raises `QueueFull` when there is no room and nobody less urgent waits.
+        `extra` places are there beyond the capacity, just now. Raises `QueueFull` when there is
+        no room and nobody less urgent waits.
         """
         displaced = None
-        if len(self) >= self.capacity:
+        if len(self) >= self.capacity + extra:
             displaced = self._last_below(entry.urgency)
             if displaced is None:
                 raise QueueFull(f"{len(self)} requests wait, and no more may")
@@ -54,7 +59,7 @@ class PriorityQueue:
         self._levels[entry.urgency][entry.id] = entry
         self._urgency[entry.id] = entry.urgency
         heapq.heappush(self._deadlines, (entry.deadline_s, entry.id))
-        if len(self._deadlines) > 2 * self.capacity + 16:
+        if len(self._deadlines) > 2 * len(self) + 16:
             self._compact()
         return displaced
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from region_core.errors import QueueFull
 from region_core.scheduling.batcher import Admitted, Batcher, Limits
 from region_core.scheduling.plan import Chunk, Step
 from region_core.scheduling.queue import Entry
@@ -83,6 +85,20 @@ def test_urgent_input_goes_first() -> None:
     assert b.plan(0.0).step.chunks == (Chunk(1, 0, 9, True), Chunk(0, 10, 3, False))
 
 
+def test_no_room_to_wait_is_still_room_to_run() -> None:
+    b = batcher(slots=1, waiting=0)
+    assert b.has_room(3)
+    b.submit(Entry(1, 3, LATE, 1))
+    assert not b.has_room(3)
+    with pytest.raises(QueueFull):
+        b.submit(Entry(2, 3, LATE, 1))
+    b.plan(0.0)
+    assert not b.has_room(3)
+    b.finish(1, 1.0)
+    b.submit(Entry(3, 3, LATE, 1))
+    assert b.plan(1.0).admitted == (Admitted(3, 0),)
+
+
 def test_expected_wait_follows_how_long_slots_are_held() -> None:
     b = batcher(slots=2)
     assert b.expected_wait_s(3) == 0.0
@@ -91,9 +107,9 @@ def test_expected_wait_follows_how_long_slots_are_held() -> None:
     b.plan(0.0)
     b.finish(0, 4.0)
     b.finish(1, 4.0)
-    # Two wait for two slots that are still to be released; 4 s each is what they hold.
-    assert b.expected_wait_s(3) == (2 - 0 + 1) * 4.0 / 2
-    assert b.expected_wait_s(2) == 1 * 4.0 / 2
+    # Two wait for the two slots that were just left; a third would wait for one of them.
+    assert b.expected_wait_s(3) == (2 - 2 + 1) * 4.0 / 2
+    assert b.expected_wait_s(2) == 0.0
 
 
 # Properties
@@ -156,7 +172,8 @@ class _World:
 
     def _submit(self, urgency: int, size: int, patience: int, wanted: int) -> None:
         entry = Entry(len(self.submitted) + 1, urgency, self.now + patience, size)
-        full = len(self.waiting) >= 4
+        unused = self.b.limits.slots - len(self.by_slot)
+        full = len(self.waiting) >= 4 + unused
         if full and all(held.urgency <= urgency for held in self.waiting.values()):
             return
         displaced = self.b.submit(entry)

@@ -135,6 +135,10 @@ async def test_a_full_core_says_so(tmp_path: Path) -> None:
         RunningCore(tmp_path / "pki", sim=SLOW, scheduling=scheduling) as running,
         client(running) as http,
     ):
+        first = asyncio.create_task(http.post("/v1/chat/completions", json=asked()))
+        await until(lambda: running.core.service.report().running == 1)
         reply = await http.post("/v1/chat/completions", json=asked())
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
         assert reply.status_code == 503 and reply.headers["retry-after"] == "1"
         assert reply.json()["error"]["code"] == "overloaded"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,6 +79,14 @@ def test_what_is_wrong_with_the_settings_is_said(
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2 and expected in err and "Traceback" not in err, err
     assert not out
+
+
+def test_a_taken_port_is_said(tmp_path: Path) -> None:
+    raw = document(tmp_path / "pki")
+    with socket.create_server(("127.0.0.1", raw["http"]["port"])):
+        process = start(write(tmp_path / "core.yaml", raw))
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "cannot listen on 127.0.0.1" in err, err
 
 
 def test_an_edges_certificate_is_refused(tmp_path: Path) -> None:
