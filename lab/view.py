@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -93,8 +94,9 @@ class LiveView:
 
     def _cities(self) -> Table:
         table = Table(box=None, expand=True)
-        for name in ("city", "edge", "served by", "first token", "answer"):
+        for name in ("city", "edge", "served by", "first token"):
             table.add_column(name, no_wrap=True)
+        table.add_column("answer", no_wrap=True, ratio=1)  # takes what the others leave
         for city in CLIENT_CITIES:
             seen = self._last.get(city.name)
             if seen is not None:
@@ -126,7 +128,7 @@ def _line(outcome: Outcome) -> Text:
 
 def show_report(console: Console, report: Report) -> None:
     """The tables at the end: where each city was served, and what the failovers cost."""
-    console.print(_requests_table(report.requests))
+    console.print(_requests_table(report.requests, console.width))
     console.print(_failover_table((report.drain, report.kill)))
     totals = report.totals
     memory = ", ".join(f"{kind} {mb:.0f} MB" for kind, mb in sorted(totals.memory_mb.items()))
@@ -139,23 +141,42 @@ def show_report(console: Console, report: Report) -> None:
     )
 
 
-def _requests_table(outcomes: Sequence[Outcome]) -> Table:
+class _Column(NamedTuple):
+    """A column of the table of requests, left out where the terminal is narrower."""
+
+    heading: str
+    from_width: int
+    cell: Callable[[Outcome], str | Text]
+    justify: Literal["left", "right"] = "left"
+
+
+_COLUMNS = (
+    _Column("phase", 0, lambda o: o.phase),
+    _Column("city", 0, lambda o: o.city),
+    _Column("tenant", 100, lambda o: o.tenant),
+    _Column("edge", 80, lambda o: o.edge),
+    _Column("served\nby", 0, _place),
+    _Column("path", 110, lambda o: o.path),
+    _Column("first\ntoken ms", 0, lambda o: f"{o.ttft_ms:.0f}", "right"),
+    _Column("total\nms", 0, lambda o: f"{o.total_ms:.0f}", "right"),
+    _Column("first words", 140, lambda o: _words(o)),
+)
+
+
+def _requests_table(outcomes: Sequence[Outcome], width: int) -> Table:
     table = Table(title="Each city's last request of each phase")
-    for name in ("phase", "city", "tenant", "edge", "served by", "region", "path"):
-        table.add_column(name, no_wrap=True, min_width=6)
-    for name in ("first token ms", "total ms"):
-        table.add_column(name, justify="right", min_width=6)
-    table.add_column("first words", no_wrap=True, max_width=_WIDTH)
-    last = {(o.phase, o.city): o for o in outcomes}
-    for (phase, city), o in last.items():
-        cells = (phase, city, o.tenant, o.edge, o.served_by or "-", o.region, o.path)
-        table.add_row(*cells, f"{o.ttft_ms:.0f}", f"{o.total_ms:.0f}", _words(o))
+    columns = [column for column in _COLUMNS if width >= column.from_width]
+    for column in columns:
+        table.add_column(column.heading, justify=column.justify, no_wrap=True)
+    last = {(outcome.phase, outcome.city): outcome for outcome in outcomes}
+    for outcome in last.values():
+        table.add_row(*(column.cell(outcome) for column in columns))
     return table
 
 
 def _failover_table(failovers: Sequence[Failover]) -> Table:
     table = Table(title="What the failovers cost")
-    table.add_column("region")
+    table.add_column("region", no_wrap=True)
     for name in (
         "in effect after ms",
         "requests during",
@@ -163,7 +184,7 @@ def _failover_table(failovers: Sequence[Failover]) -> Table:
         "served there after",
         "first served elsewhere ms",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in failovers:
         first = row.first_served_elsewhere_ms
         table.add_row(
