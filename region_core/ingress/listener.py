@@ -51,7 +51,8 @@ class Listener:
             port=port,
             interface=Interfaces.RSGI,
             task_impl=TaskImpl.asyncio,
-            http=HTTPModes.auto,
+            # Where HTTP/2 is spoken too, granian waits for a silent client without end.
+            http=HTTPModes.http1,
             websockets=False,
             backpressure=_MAX_CONNECTIONS,
             http1_settings=HTTP1Settings(

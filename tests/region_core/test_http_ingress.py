@@ -142,3 +142,17 @@ async def test_a_full_core_says_so(tmp_path: Path) -> None:
         await asyncio.gather(first, return_exceptions=True)
         assert reply.status_code == 503 and reply.headers["retry-after"] == "1"
         assert reply.json()["error"]["code"] == "overloaded"
+
+
+@pytest.mark.parametrize("said", [b"", b"P", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+async def test_a_connection_that_says_no_more_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr("region_core.ingress.listener._HEADER_TIMEOUT_MS", 300)
+    async with RunningCore(tmp_path / "pki") as running:
+        url = httpx.URL(running.url)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(said)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        await writer.wait_closed()
