@@ -106,6 +106,12 @@ def test_what_is_not_a_request_is_refused(data: bytes) -> None:
     assert refused(data).status == 400
 
 
+def test_another_encoding_is_named_without_a_misleading_place() -> None:
+    # The decoder counts from the start of the text it was in, not of the body.
+    told = str(refused('{"model":"caf\u00e9"}'.encode("latin-1")))
+    assert told == "The body is not UTF-8: unexpected end of data."
+
+
 @given(st.binary(max_size=400))
 def test_random_bytes_are_refused(data: bytes) -> None:
     assert refused(data).status == 400

@@ -137,7 +137,7 @@ def parse_request(body: bytes) -> ChatRequest:
     except msgspec.DecodeError as error:
         raise ChatError(400, f"The body is not JSON: {error}") from error
     except UnicodeDecodeError as error:
-        raise ChatError(400, f"The body is not UTF-8: {error.reason} at {error.start}") from error
+        raise ChatError(400, f"The body is not UTF-8: {error.reason}.") from error
     except RecursionError as error:
         raise ChatError(400, "The body is nested too deeply.") from error
     _refuse_unsupported(raw)
