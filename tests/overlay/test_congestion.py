@@ -31,7 +31,7 @@ def test_a_bottleneck_is_filled_and_not_flooded(delay_s: float, queue_bytes: int
     size = 3_000_000
     took = seconds_for(pair, size)
     ideal = 3 * size / 1_000_000  # up, and twice that back
-    assert took < 1.7 * ideal
+    assert took < 2.0 * ideal
     sent = pair.datagrams["client"] + pair.datagrams["server"]
     assert pair.overflowed < 0.08 * sent
 

@@ -16,7 +16,7 @@ from runtime.identity import Identity
 from tests.overlay.conftest import Connect, Serve, request, until
 from tests.overlay.pair import Pair
 from tests.overlay.test_tunnel import read
-from topology.overlay.errors import OverlayProtocolError
+from topology.overlay.errors import OverlayProtocolError, PathDown
 from topology.overlay.frames import (
     Body,
     End,
@@ -177,7 +177,7 @@ async def test_requests_that_never_become_whole_are_bounded_in_bytes(
     assert (
         peer._held
         == server._arriving_bytes
-        == sum(session.held_bytes for session, _ in peer.arriving.values())
+        == sum(entry.session.held_bytes for entry in peer.arriving.values())
     )
     await tunnel.close()
     await until(lambda: server.connections == 0)
@@ -257,3 +257,30 @@ async def test_a_peer_that_breaks_quic_itself_loses_its_connection_alone(
     await until(lambda: hostile.status.path_downs == 1)
     assert await read(honest.open(request(), b"fine")) == "fine"
     assert honest.status.path_downs == 0
+
+
+async def test_a_fault_inside_one_connection_ends_that_connection_alone(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve()
+    broken, fine = await connect(server.port), await connect(server.port)
+    victim = next(
+        peer for peer in server._connections
+        if peer.quic.get_peer_address()[1] == broken._connection.port.local_port  # type: ignore
+    )  # fmt: skip
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a mistake in the library")
+
+    monkeypatch.setattr(victim.quic, "receive_datagram", fail)
+    broken.open(request(), b"{}")
+    await until(lambda: server.connections == 1)
+    assert server.counters.packet_errors == 1
+    assert await read(fine.open(request(), b"fine")) == "fine"
+    connection = fine._connection
+    assert connection is not None
+    monkeypatch.setattr(connection.quic, "datagrams_to_send", fail)
+    exchange = fine.open(request(), b"{}")
+    with pytest.raises(PathDown, match="from inside"):
+        await exchange.next()
+    await until(lambda: fine.status.connected == 2)

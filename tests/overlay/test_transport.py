@@ -194,3 +194,17 @@ def test_the_key_changes_under_way() -> None:
     pair.client.request_key_update()
     second = ask(pair.client, b"after")
     assert pair.run(5, lambda: second in echo.done)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.05])
+def test_keys_change_by_themselves_over_and_over(loss: float) -> None:
+    pair = Pair(5, loss, 0.005).connect()
+    for end in (pair.client, pair.server):
+        end.rekey_packets = 200
+        end._rekey_at = 200
+    echo = Echo(pair)
+    for n in range(60):
+        stream = ask(pair.client, b"%d" % n * 5000)
+        assert pair.run(60, lambda stream=stream: stream in echo.done), n
+    assert pair.client._rekey_at > 1000
+    assert len(echo.done) == 60

@@ -12,6 +12,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.tls import AlertDescription
 from msgspec import Struct
 
+from runtime import logs
 from runtime.clock import Clock
 from runtime.errors import TradewindError
 from topology.latency import WindowedMin
@@ -23,6 +24,8 @@ from topology.overlay.liveness import Liveness
 from topology.overlay.session import ResetCode
 from topology.overlay.trust import Trust
 from topology.overlay.udp import Address, Batch, UdpPort
+
+log = logs.get("tunnel")
 
 _CRYPTO_ERROR = 0x100  # QUIC error codes above it carry a TLS alert (RFC 9001, section 4.8)
 
@@ -69,7 +72,9 @@ class ClientConnection:
         self.port = UdpPort.connect(
             loop, dialled.family, dialled.address, self._received, self._refused
         )
-        self._driver = Driver(loop, self._clock, self.quic, self._transmit, self._event)
+        self._driver = Driver(
+            loop, self._clock, self.quic, self._transmit, self._event, self._failed
+        )
         now = self._clock.now()
         self._liveness = Liveness(
             now, dialled.keep_alive_s, dialled.dead_after_s, dialled.dead_after_rtts
@@ -128,21 +133,21 @@ class ClientConnection:
 
     def _received(self, batch: Batch) -> None:
         now = self._clock.now()
-        self._liveness.heard(now)
-        address, receive = self._dialled.address, self.quic.receive_datagram
-        try:
-            for data, _ in batch:
-                receive(data, address, now)
-            latest = self.quic.latest_rtt_s
-            if latest is not None:
-                self._distance.add(now, latest)
-            if not self.up and self.quic.confirmed:  # HANDSHAKE_DONE makes no event
-                self.up = True
-                self._check_by(now)
-                self._on_up()
-            self._driver.step()
-        except Exception as error:  # noqa: BLE001 - whatever a packet did, the path is over
-            self._end(f"the QUIC library failed: {error!r}")
+        self._driver.receive([data for data, _ in batch], self._dialled.address, now)
+        if self.quic.heard_s == now:  # something of it was the region's, not a forger's
+            self._liveness.heard(now)
+        latest = self.quic.latest_rtt_s
+        if latest is not None:
+            self._distance.add(now, latest)
+        if not self.up and not self.over and self.quic.confirmed:  # this makes no event
+            self.up = True
+            self._check_by(now)
+            self._on_up()
+        self._driver.step()
+
+    def _failed(self, error: Exception) -> None:
+        log.error("a connection failed from inside", region=self._dialled.region, error=repr(error))
+        self._end(f"the connection failed from inside: {error!r}")
 
     def _refused(self) -> None:
         # Anyone on the way may forge ICMP, so it ends attempts alone, never a working path.

@@ -16,6 +16,7 @@ from aioquic.quic.congestion.base import (
     register_congestion_control,
 )
 from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.recovery import QuicPacketPacer
 
 NAME = "tradewind"
 _INITIAL_PACKETS = 32
@@ -23,6 +24,8 @@ _MIN_PACKETS = 4
 _TOLERATED_LOSS = 0.02  # of the bytes that were acknowledged or lost lately
 _SUSPICIOUS_PACKETS = 4  # fewer lost packets than this prove nothing
 _REDUCTION = 0.7  # as CUBIC's (RFC 9438)
+_PACING_GAIN = 2  # of the window per round trip
+_BURST_PACKETS = 32
 _MEMORY = 0.75  # how much of the older rounds' counts survives each round
 
 
@@ -98,6 +101,19 @@ class TolerantCongestionControl(QuicCongestionControl):
         self.congestion_window = max(window, _MIN_PACKETS * self._packet)
         self.ssthresh = self.congestion_window
         self._acked = self._lost = self._lost_packets = 0.0
+
+
+class Pacer(QuicPacketPacer):
+    """Twice the window per round trip, and bursts: a turn's requests leave at once.
+
+    aioquic spreads one window over the whole round trip, in bursts of a quarter of it, which
+    held a turn's requests back for up to half a round trip.
+    """
+
+    def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
+        super().update_rate(_PACING_GAIN * congestion_window, smoothed_rtt)
+        assert self.packet_time is not None
+        self.bucket_max = max(self.bucket_max, _BURST_PACKETS * self.packet_time)
 
 
 register_congestion_control(NAME, TolerantCongestionControl)

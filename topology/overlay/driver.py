@@ -8,7 +8,7 @@ aioquic fast enough (docs/performance.md). The timer is re-armed only when it mu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from aioquic.quic.events import QuicEvent
 
@@ -20,7 +20,8 @@ Transmit = Callable[[list[bytes], Address], None]
 
 
 class Driver:
-    """Owns a connection's flush and timer. `on_event` gets each of aioquic's events."""
+    """Owns a connection's flush and timer. `on_event` gets each of aioquic's events, and
+    `on_failure` whatever went wrong in it or in aioquic: the connection is to be given up."""
 
     __slots__ = (
         "_at",
@@ -29,6 +30,7 @@ class Driver:
         "_loop",
         "_marked",
         "_on_event",
+        "_on_failure",
         "_timer",
         "_transmit",
         "quic",
@@ -41,12 +43,14 @@ class Driver:
         quic: OverlayConnection,
         transmit: Transmit,
         on_event: Callable[[QuicEvent], None],
+        on_failure: Callable[[Exception], None],
     ) -> None:
         self.quic = quic
         self._loop = loop
         self._clock = clock
         self._transmit = transmit
         self._on_event = on_event
+        self._on_failure = on_failure
         self._timer: asyncio.TimerHandle | None = None
         self._at = 0.0
         self._marked = False
@@ -58,12 +62,18 @@ class Driver:
             self._marked = True
             self._loop.call_soon(self._flush)
 
+    def receive(self, datagrams: Sequence[bytes], address: Address, now: float) -> None:
+        """Take datagrams in; `step` follows when there are no more."""
+        receive = self.quic.receive_datagram
+        try:
+            for datagram in datagrams:
+                receive(datagram, address, now)
+        except Exception as error:  # noqa: BLE001 - whatever a packet did ends its connection
+            self._on_failure(error)
+
     def step(self) -> None:
         """Hand out events, then mark. Call after datagrams were received."""
-        event = self.quic.next_event()
-        while event is not None:
-            self._on_event(event)
-            event = self.quic.next_event()
+        self._hand_out()
         self.mark()
 
     def flush_now(self) -> None:
@@ -77,11 +87,29 @@ class Driver:
             self._timer.cancel()
             self._timer = None
 
+    def _hand_out(self) -> None:
+        try:
+            event = self.quic.next_event()
+            while event is not None:
+                self._on_event(event)
+                event = self.quic.next_event()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._on_failure(error)
+
     def _flush(self) -> None:
         self._marked = False
         if self._closed:
             return
         now = self._clock.now()
+        try:
+            self._send(now)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._on_failure(error)
+            return
+        self._hand_out()  # connection ids that were issued
+        self._arm(now)
+
+    def _send(self, now: float) -> None:
         pairs = self.quic.datagrams_to_send(now)
         if pairs:
             address = pairs[0][1]
@@ -92,11 +120,6 @@ class Driver:
                     address, run = to, []
                 run.append(data)
             self._transmit(run, address)
-        event = self.quic.next_event()  # connection ids that were issued
-        while event is not None:
-            self._on_event(event)
-            event = self.quic.next_event()
-        self._arm(now)
 
     def _arm(self, now: float) -> None:
         at = self.quic.get_timer()
@@ -107,7 +130,8 @@ class Driver:
                 return
             self._timer.cancel()
         self._at = at
-        self._timer = self._loop.call_later(max(0.0, at - now), self._fire)
+        # Event loops round to a millisecond; a timer that is early would only be set again.
+        self._timer = self._loop.call_later(max(0.0, at - now) + 0.0005, self._fire)
 
     def _fire(self) -> None:
         self._timer = None
@@ -115,8 +139,12 @@ class Driver:
         at = self.quic.get_timer()
         if at is None or self._closed:
             return
-        if at <= now + 0.0005:  # event loops round timers to a millisecond
-            self.quic.handle_timer(max(now, at))
-            self.step()
-        else:
+        if at > now:
             self._arm(now)
+            return
+        try:
+            self.quic.handle_timer(now)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._on_failure(error)
+        else:
+            self.step()

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aioquic.quic import events
+from msgspec import Struct
 
+from runtime import logs
 from runtime.identity import Principal
 from topology.overlay.connection import OverlayConnection
 from topology.overlay.driver import Driver
@@ -16,6 +18,8 @@ from topology.overlay.session import Arrival, ResetCode, ServerSession, reset_co
 
 if TYPE_CHECKING:
     from topology.overlay.server import OverlayServer
+
+log = logs.get("overlay")
 
 FIRST_WINDOW_BYTES = 64 * 1024  # of a request: most fit, and a hostile peer reserves no more
 _NEXT_WINDOW_BYTES = 2**20
@@ -76,6 +80,15 @@ class ServerExchange:
                 self.on_cancel()
 
 
+class _Arriving(Struct):
+    """A request that is not whole yet."""
+
+    session: ServerSession
+    began: float
+    received: int = 0  # bytes
+    granted: int = FIRST_WINDOW_BYTES
+
+
 class PeerConnection:
     """A connection that a client opened, and its exchanges."""
 
@@ -85,10 +98,12 @@ class PeerConnection:
         self.up = False
         self.connection_ids: set[bytes] = set()
         self.exchanges: dict[int, ServerExchange] = {}
-        self.arriving: dict[int, tuple[ServerSession, float]] = {}  # and when it began
+        self.arriving: dict[int, _Arriving] = {}  # in the order of their beginning
         self._held = 0  # bytes of requests that are not whole
         self._server = server
-        self.driver = Driver(server.loop, server.clock, quic, server.transmit, self._event)
+        self.driver = Driver(
+            server.loop, server.clock, quic, server.transmit, self._event, self._failed
+        )
 
     # From exchanges
 
@@ -96,7 +111,6 @@ class PeerConnection:
         self.quic.send_stream_data(stream_id, data, fin)
         if fin:
             del self.exchanges[stream_id]
-            self._server.ended(self)
         elif sent > _CHECK_UNSENT_BYTES:
             limit = self._server.settings.max_unsent_bytes
             if self.quic.unacknowledged_bytes(stream_id) > limit:
@@ -123,8 +137,10 @@ class PeerConnection:
             self.lost()
 
     def _data(self, stream_id: int, data: bytes, fin: bool) -> None:
-        session, began = self.arriving.get(stream_id, (None, 0.0))
-        if session is None:
+        entry = self.arriving.get(stream_id)
+        if entry is not None:
+            session = entry.session
+        else:
             if self.quic.abandoned(stream_id):  # what was under way when we gave it up
                 return
             session = ServerSession(self._server.settings.max_body_bytes)
@@ -140,19 +156,23 @@ class PeerConnection:
             self._drop(stream_id, held)
             self._begin(stream_id, session, arrival)
         else:
-            self._keep(stream_id, session, began, held)
+            self._keep(stream_id, session, len(data), held)
 
-    def _keep(self, stream_id: int, session: ServerSession, began: float, held: int) -> None:
-        """A request that is not whole yet."""
+    def _keep(self, stream_id: int, session: ServerSession, size: int, held: int) -> None:
+        """A request that is not whole yet: `size` bytes more of it arrived."""
         grown = session.held_bytes - held
         self._held += grown
         if not self._server.hold(grown):
             self._drop(stream_id, held + grown)
             self.quic.abandon(stream_id, ResetCode.TOO_LARGE)
             return
-        self.arriving[stream_id] = (session, began or self._server.clock.now())
-        if session.held_bytes > FIRST_WINDOW_BYTES // 2:
-            self.quic.grant(stream_id, session.held_bytes + _NEXT_WINDOW_BYTES)
+        entry = self.arriving.get(stream_id)
+        if entry is None:
+            entry = self.arriving[stream_id] = _Arriving(session, self._server.clock.now())
+        entry.received += size
+        if entry.received + FIRST_WINDOW_BYTES // 2 > entry.granted:
+            entry.granted = entry.received + _NEXT_WINDOW_BYTES
+            self.quic.grant(stream_id, entry.granted)
 
     def _drop(self, stream_id: int, held: int) -> None:
         if self.arriving.pop(stream_id, None) is not None or held:
@@ -168,22 +188,26 @@ class PeerConnection:
     def _cancel(self, stream_id: int, code: ResetCode) -> None:
         entry = self.arriving.get(stream_id)
         if entry is not None:
-            self._drop(stream_id, entry[0].held_bytes)
+            self._drop(stream_id, entry.session.held_bytes)
         exchange = self.exchanges.pop(stream_id, None)
         self.quic.abandon(stream_id, code)
         if exchange is not None:
             self._server.counters.cancelled += 1
             exchange.cancel()
-            self._server.ended(self)
+
+    def _failed(self, error: Exception) -> None:
+        self._server.counters.packet_errors += 1
+        log.error("a connection failed from inside", peer=str(self.quic.peer), error=repr(error))
+        self.lost()
 
     # From the server
 
     def expire(self, before: float) -> None:
         """Reset requests that began to arrive before `before` and never became whole."""
-        for stream_id, (session, began) in list(self.arriving.items()):
-            if began >= before:
-                break  # they are in the order of their beginning
-            self._drop(stream_id, session.held_bytes)
+        for stream_id, entry in list(self.arriving.items()):
+            if entry.began >= before:
+                break
+            self._drop(stream_id, entry.session.held_bytes)
             self._server.counters.timed_out += 1
             self.quic.abandon(stream_id, ResetCode.TIMEOUT)
             self.driver.mark()

@@ -38,6 +38,8 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import MAX_ACK_RANGES
 from aioquic.quic.stream import FinalSizeError, QuicStream, StreamFinishedError
 
+from topology.overlay.congestion import Pacer
+
 _ONE_RTT = tls.Epoch.ONE_RTT
 _SHORT = QuicPacketType.ONE_RTT
 _LOST = QuicDeliveryState.LOST
@@ -63,13 +65,29 @@ class _Outcome(Enum):
 class Transport(QuicConnection):
     """A connection whose streams are all bidirectional and opened by the client."""
 
+    # AES-GCM keys must not encrypt more than 2^23 packets (RFC 9001, section 6.6), and aioquic
+    # does not count. The client changes the keys of both ends, well before.
+    rekey_packets = 2**21
+
     def __init__(self, **rest: Any) -> None:
         super().__init__(**rest)
+        self._loss._pacer = Pacer(max_datagram_size=self._max_datagram_size)
         self._ready: deque[QuicStream] = deque()  # streams with something to send, in turn
         self._queued: set[QuicStream] = set()  # what is in `_ready`
         self._widened: dict[int, QuicStream] = {}  # streams whose receive window grew
         self._context: QuicReceiveContext | None = None
+        self._rekey_at = self.rekey_packets
         self._unacknowledged = 0  # packets that asked for an ACK since we sent one
+
+    @property
+    def heard_s(self) -> float:
+        """When the peer's latest 1-RTT packet came in; 0 before the first."""
+        space = self._spaces.get(_ONE_RTT)
+        return (space.largest_received_time or 0.0) if space is not None else 0.0
+
+    def unsent(self) -> bool:
+        """Some stream holds data that the peer has not acknowledged."""
+        return any(stream.sender._buffer for stream in self._streams.values())
 
     # Packets received
 
@@ -337,6 +355,10 @@ class Transport(QuicConnection):
         if not self._handshake_confirmed:
             return
         crypto, space = self._cryptos[_ONE_RTT], self._spaces[_ONE_RTT]
+        if max(self._packet_number, space.largest_received_packet) >= self._rekey_at:
+            self._rekey_at += self.rekey_packets
+            if self._is_client:
+                self.request_key_update()
         pacer = self._loss._pacer
         while True:
             ack_is_due = space.ack_at is not None and space.ack_at <= now
