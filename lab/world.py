@@ -206,7 +206,7 @@ def resources(key_hashes: dict[str, str]) -> list[dict[str, Any]]:
             "address": path.listen,
         }
         add("Link", path.name, spec)
-    model = {"regions": region_names, "context_tokens": 2048, "max_output_tokens": 64}
+    model = {"regions": region_names, "context_tokens": 2048, "default_output_tokens": 64}
     add("Model", MODEL, model)
     route = {"models": ["*"], "tenants": ["*"], "regions": region_names}
     add("Route", "nearest", route)

@@ -127,8 +127,8 @@ class ModelSpec(Spec, frozen=True):
     """A model and the regions that hold its weights."""
 
     regions: Annotated[tuple[Name, ...], Meta(min_length=1)]
-    context_tokens: Annotated[int, Meta(gt=0)]
-    max_output_tokens: Annotated[int, Meta(gt=0)] = 512  # when a request names none
+    context_tokens: Annotated[int, Meta(gt=0)]  # prompt and answer; a core may hold fewer
+    default_output_tokens: Annotated[int, Meta(gt=0)] = 512  # at most, when a request names none
     owned_by: str = "tradewind"
     created_s: int = 0  # Unix time, for /v1/models
     cache_ttl_s: Annotated[float, Meta(ge=0)] = 300.0  # 0 turns the response cache off
