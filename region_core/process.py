@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from random import Random
 
+import msgspec
+
 from region_core.engine.base import Engine
 from region_core.engine.base import Limits as EngineLimits
 from region_core.engine.channel import Setup
@@ -25,6 +27,7 @@ from runtime.identity import Identity
 from runtime.metrics import Metrics, Sample
 from runtime.shutdown import Shutdown
 from topology.overlay.server import OverlayServer
+from topology.resources import ModelSpec
 from topology.snapshot import Snapshot
 from topology.wire.ads_client import AdsClient, OnSnapshot
 
@@ -92,9 +95,11 @@ class Core:
             await self._ads.close()
 
     def _use(self, snapshot: Snapshot) -> None:
-        """Take note of the configuration. A core serves what it holds, whatever it says."""
+        """Follow the configuration's limits. A core serves what it holds, whatever it says."""
         self.snapshot = snapshot
         spec = snapshot.models.get(self._settings.model)
+        own = offer_of(self._settings, self.service.engine)
+        self.service.offer = own if spec is None else narrowed(own, spec)
         if spec is None or self._settings.region not in spec.regions:
             log.warning(
                 "the configuration does not send this model here",
@@ -154,6 +159,16 @@ def offer_of(settings: CoreSettings, engine: Engine) -> Offer:
     )
 
 
+def narrowed(own: Offer, spec: ModelSpec) -> Offer:
+    """What this core offers of a model that the configuration describes."""
+    return msgspec.structs.replace(
+        own,
+        context_tokens=min(own.context_tokens, spec.context_tokens),
+        max_output_tokens=min(own.max_output_tokens, spec.context_tokens),
+        default_output_tokens=spec.default_output_tokens,
+    )
+
+
 def make_engine(settings: CoreSettings) -> Engine:
     """The engine that the settings ask for, ready to run. Takes seconds; blocks."""
     asked = settings.scheduling
@@ -172,6 +187,7 @@ def make_engine(settings: CoreSettings) -> Engine:
         limits=limits,
         device=settings.torch.device,
         threads=settings.torch.threads or len(os.sched_getaffinity(0)),
+        pack=settings.torch.pack,
         process=f"core-{settings.display_name}-engine",
         log_level=settings.log_level,
     )

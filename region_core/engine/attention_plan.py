@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-QUANTUM = 64
+QUANTUM = 32
 BLOCK_TOKENS = 64  # of input in one call; longer blocks take another code path in torch
 CALL_COST = 512  # one call costs as much as this many cached tokens (30 us against 60 ns)
 

@@ -27,6 +27,7 @@ class Setup(Struct, frozen=True, tag=True):
     limits: Limits
     device: str
     threads: int
+    pack: bool
     process: str  # for logs
     log_level: str
 

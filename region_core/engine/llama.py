@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,9 +22,11 @@ from torch.nn import functional
 
 from region_core.engine.attention_plan import Block, Run
 from region_core.engine.kv_cache import KeyValueCache
+from region_core.engine.products import Product, can_pack, product
 from region_core.weights.card import ModelCard
 
-Layer = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# attention norm, query-key-value, output, hidden norm, gate and up, down
+Layer = tuple[Tensor, Product, Product, Tensor, Product, Product]
 
 
 class Rows:
@@ -50,24 +53,43 @@ class Rows:
 
 
 class Llama:
-    """The weights, mapped from a bundle's file, and the pass over them."""
+    """The weights, from a bundle's file, and the pass over them.
 
-    def __init__(self, weights: Path, card: ModelCard, context: int, device: torch.device) -> None:
+    The file is mapped into memory. `pack` asks for a packed copy of the matrices where the
+    device has use for one (products.py); without, cores of a machine share the file's pages.
+    """
+
+    def __init__(
+        self, weights: Path, card: ModelCard, context: int, device: torch.device, pack: bool
+    ) -> None:
         self.card = card
         self.device = device
-        with safe_open(str(weights), framework="pt", device=str(device)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self.embedding = tensors["embedding"]
-        self.head = tensors.get("head", self.embedding)
+        self.embedding, self.head = _ends(weights, device)
         self.dtype = self.embedding.dtype
-        self._norm = tensors["norm"]
-        names = ("attention_norm", "qkv", "output", "hidden_norm", "gate_up", "down")
-        self._layers: list[Layer] = [
-            tuple(tensors[f"layers.{layer}.{name}"] for name in names)
-            for layer in range(card.layers)
-        ]
+        self.packed = pack and can_pack(device, self.dtype)
+        # A map of its own, so that the pages read for packing go when the layers are done.
+        with safe_open(str(weights), framework="pt", device=str(device)) as file:
+            self._norm = file.get_tensor("norm").clone()
+            self._layers = [self._layer(file, f"layers.{n}.") for n in range(card.layers)]
+        self._head = product(self.head, self.packed)
+        if self.packed:
+            self.embedding, self.head = _ends(weights, device)
         self._turns = _turns(card, context).to(device)
         self._lone_row = device.type == "cpu"
+
+    def _layer(self, file: Any, name: str) -> Layer:
+        def tensor(part: str) -> Tensor:
+            found: Tensor = file.get_tensor(name + part)
+            return found
+
+        return (
+            tensor("attention_norm").clone(),
+            product(tensor("qkv"), self.packed),
+            product(tensor("output"), self.packed),
+            tensor("hidden_norm").clone(),
+            product(tensor("gate_up"), self.packed),
+            product(tensor("down"), self.packed),
+        )
 
     def hidden(self, rows: Rows, cache: KeyValueCache, wanted: Tensor) -> Tensor:
         """Run the pass; returns the last hidden state `[len(wanted), width]` of those rows.
@@ -83,27 +105,27 @@ class Llama:
         shape = (card.width,)
         for index, (norm1, qkv, output, norm2, gate_up, down) in enumerate(self._layers):
             h = functional.rms_norm(x, shape, norm1, eps).to(self.dtype)
-            wide = functional.linear(h, qkv).float()
+            wide = qkv(h).float()
             torch.view_as_complex(wide.view(count, -1, card.head_width // 2, 2)).mul_(turns)
             turned = wide.to(self.dtype)
             cache.store(index, rows.places, turned[:, split:])
-            x += functional.linear(attend(index, turned[:, :split]), output)
+            x += output(attend(index, turned[:, :split]))
             h = functional.rms_norm(x, shape, norm2, eps).to(self.dtype)
-            both = functional.linear(h, gate_up)
+            both = gate_up(h)
             half = card.hidden_width
             x += self._down(functional.silu(both[:, :half]).mul_(both[:, half:]), down)
         return functional.rms_norm(x[wanted], shape, self._norm, eps).to(self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, vocabulary]` in the weights' dtype."""
-        return functional.linear(hidden, self.head)
+        return self._head(hidden)
 
-    def _down(self, h: Tensor, down: Tensor) -> Tensor:
+    def _down(self, h: Tensor, down: Product) -> Tensor:
         # oneDNN multiplies a lone row by a code path of its own, which rounds differently when
         # rows are long. Doubling that row costs nothing: the weights are what is read.
         if self._lone_row and len(h) == 1:
-            return functional.linear(h.expand(2, -1), down)[:1]
-        return functional.linear(h, down)
+            return down(h.expand(2, -1))[:1]
+        return down(h)
 
     def _turns_of(self, positions: Tensor) -> Tensor:
         """RoPE's rotations per row and head: values are "turned" too, by nothing.
@@ -179,6 +201,13 @@ class Attention:
     def _rows(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         out = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         return out.transpose(1, 2).reshape(len(q), -1)
+
+
+def _ends(weights: Path, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The embedding and the head, which are one matrix in models that tie them."""
+    with safe_open(str(weights), framework="pt", device=str(device)) as file:
+        embedding = file.get_tensor("embedding")
+        return embedding, file.get_tensor("head") if "head" in file.keys() else embedding  # noqa: SIM118
 
 
 def _mask(positions: Tensor, steps: Tensor, dtype: torch.dtype) -> Tensor:

@@ -59,14 +59,17 @@ def device_of(asked: str) -> str:
 class TorchEngine:
     """`Engine` over `Llama`. One thread at a time may call it."""
 
-    def __init__(self, bundle: Bundle, limits: Limits, device: str, threads: int) -> None:
-        """`threads` are torch's, for a CPU; they are set for the whole process."""
+    def __init__(
+        self, bundle: Bundle, limits: Limits, device: str, threads: int, *, pack: bool = True
+    ) -> None:
+        """`threads` are torch's, for a CPU; they are set for the whole process. `pack`: see
+        `Llama`."""
         torch.set_num_threads(threads)
         self._device = torch.device(device)
         self.limits = limits
         card = bundle.card
         self.tokenizer: Tokenizer = ByteLevelTokenizer(bundle.tokenizer, card)
-        self._model = Llama(bundle.weights, card, limits.context_tokens, self._device)
+        self._model = Llama(bundle.weights, card, limits.context_tokens, self._device, pack)
         self._cache = KeyValueCache(
             card.layers,
             limits.slots,
@@ -79,7 +82,7 @@ class TorchEngine:
         self._slots: dict[int, _Slot] = {}
         name = str(self._model.dtype).removeprefix("torch.")
         self.description = Description("torch", card.title, device, name)
-        log.info("engine", **msgspec.structs.asdict(self.description))
+        log.info("engine", packed=self._model.packed, **msgspec.structs.asdict(self.description))
 
     def begin(self, sequence: Begin) -> None:
         self._slots[sequence.slot] = _Slot(sequence)

@@ -53,7 +53,8 @@ def start(setup: Setup) -> tuple[Engine, Ready]:
     bundle = open_bundle(weights, setup.sha256, cache, setup.dtype)
     context = min(setup.limits.context_tokens, bundle.card.context_tokens)
     limits = Limits(setup.limits.slots, context)
-    engine = TorchEngine(bundle, limits, device_of(setup.device), setup.threads)
+    device = device_of(setup.device)
+    engine = TorchEngine(bundle, limits, device, setup.threads, pack=setup.pack)
     return engine, Ready(engine.description, limits, str(bundle.folder))
 
 

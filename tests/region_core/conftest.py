@@ -44,7 +44,9 @@ def torch_engine(bundle: Bundle, limits: Limits = LIMITS) -> Engine:
 
 
 def setup_of(source: Path, cache: Path, limits: Limits = LIMITS) -> Setup:
-    return Setup(str(source), None, str(cache), "bfloat16", limits, "cpu", 1, "engine", "warning")
+    return Setup(
+        str(source), None, str(cache), "bfloat16", limits, "cpu", 1, True, "engine", "warning"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -127,7 +127,7 @@ def test_cores_share_the_pages_of_the_weights() -> None:
     from tests.region_core.driving import GREEDY
 
     bundle = open_bundle(None, None, None, "bfloat16")
-    engine = TorchEngine(bundle, Limits(2, 256), "cpu", threads=1)
+    engine = TorchEngine(bundle, Limits(2, 256), "cpu", threads=1, pack=False)
     engine.begin(Begin(0, (1, 2, 3), (), GREEDY))
     engine.step(Step((Chunk(0, 0, 3, True),)))
     mapped = clean = 0
