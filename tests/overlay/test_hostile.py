@@ -93,6 +93,22 @@ async def test_half_open_handshakes_are_bounded_and_expire(serve: Serve, connect
     assert server._handshakes == 0
 
 
+async def test_noise_holds_no_handshake(serve: Serve, connect: Connect) -> None:
+    server = await serve(settings=ServerSettings(max_handshakes=4))
+    initial = first_datagram()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.connect(("127.0.0.1", server.port))
+        for n in range(50):
+            noise = bytearray(initial)
+            noise[6:14] = n.to_bytes(8, "big")  # another connection id, and so another key
+            stranger.send(noise)
+        await asyncio.sleep(0.1)
+        assert server.connections == 0
+        assert server.counters.refused_full == 0
+    tunnel = await connect(server.port)
+    assert await read(tunnel.open(request(), b"fine")) == "fine"
+
+
 async def test_garbage_in_a_stream_resets_that_stream_alone(serve: Serve, connect: Connect) -> None:
     server = await serve()
     tunnel = await connect(server.port)

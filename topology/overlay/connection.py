@@ -85,6 +85,11 @@ class OverlayConnection(Transport):
         return bool(self._handshake_confirmed) and self.peer is not None
 
     @property
+    def heard(self) -> bool:
+        """Whether any packet of the peer's could be decrypted."""
+        return any(space.largest_received_packet >= 0 for space in self._spaces.values())
+
+    @property
     def rtt_s(self) -> float | None:
         """Smoothed round-trip time (RFC 9002, section 5.3)."""
         return float(self._loss._rtt_smoothed) if self._loss._rtt_initialized else None

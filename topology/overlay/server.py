@@ -240,6 +240,9 @@ class OverlayServer:
                 if connection is None:
                     continue
             connection.driver.receive((data,), address, now)
+            if not connection.up and not connection.quic.heard:
+                connection.lost()  # noise must not hold the place of a handshake
+                continue
             touched[connection] = None
         for connection in touched:
             connection.driver.step()
