@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
+import json
 import multiprocessing
 import multiprocessing.connection
 import pstats
 import resource
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -161,6 +163,7 @@ async def _client(identity: Any, port: int, pipe: Any, options: argparse.Namespa
         await asyncio.sleep(0.01)
     body = b"b" * options.body
     await _load(tunnel, options.in_flight, 0.5, body)
+    rows: list[dict[str, float]] = []
     for _ in range(options.repeats):
         pipe.send("cpu")
         server = pipe.recv()
@@ -188,6 +191,15 @@ async def _client(identity: Any, port: int, pipe: Any, options: argparse.Namespa
             f"dropped {c[4]}, {s[4]}  rss {_rss_mib():.0f}, {later[1]:.0f} MiB",
             flush=True,
         )
+        rows.append({
+            "exchanges_per_s": n / took,
+            "p50_ms": statistics.median(ordered) * 1e3,
+            "p99_ms": ordered[int(n * 0.99)] * 1e3,
+            "client_us": us[0] + us[1],
+            "server_us": us[2] + us[3],
+        })  # fmt: skip
+    if options.json is not None:
+        options.json.write_text(json.dumps({"in_flight": options.in_flight, "runs": rows}))
     await tunnel.close()
 
 
@@ -199,6 +211,7 @@ def main() -> None:
     parser.add_argument("--body", type=int, default=300)
     parser.add_argument("--frames", type=int, default=1)
     parser.add_argument("--profile", choices=("client", "server"))
+    parser.add_argument("--json", type=Path, help="write the figures of each repeat here")
     parser.add_argument("--socket", choices=PORTS, default="offload")
     options = parser.parse_args()
     client.UdpPort = server.UdpPort = PORTS[options.socket]  # type: ignore[misc]

@@ -27,6 +27,7 @@ from topology.overlay.udp import Address
 log = logs.get("tunnel")
 
 State: TypeAlias = Literal["idle", "connecting", "connected", "waiting", "closed"]
+_STABLE_S = 1.0  # a path that lived for so long was a good one
 PEER_ROLES = ("core",)
 
 
@@ -182,12 +183,13 @@ class Tunnel:
         def on_up() -> None:
             up.set_result(None)
             self._connected += 1
-            self._backoff.reset()
             self._change("connected", "")
 
         def on_down(reason: str) -> None:
             if up.done():
                 self._path_downs += self._state != "closed"
+                if self._clock.now() - self._since > _STABLE_S:
+                    self._backoff.reset()  # a region that takes us and drops us is not rushed
             if self._state == "connected":
                 self._change("waiting", reason)
             down.set_result(reason)
