@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from structlog.testing import CapturingLogger
 
@@ -150,6 +151,28 @@ async def test_a_rotated_authority_is_trusted_beside_the_old_one(
     server = await serve(identity=new.issue("core", "singapore", trusted=both))
     tunnel = await connect(server.port, identity=ca.issue("edge", "tokyo", trusted=both))
     assert tunnel.connected
+
+
+async def test_certificates_are_renewed_while_both_run(
+    ca: Authority, serve: Serve, connect: Connect
+) -> None:
+    server = await serve()
+    tunnel = await connect(server.port)
+    server.use(ca.issue("core", "singapore-2"))
+    tunnel.use(ca.issue("edge", "tokyo-2"))
+    assert str(tunnel.peer) == "core/singapore"
+    assert tunnel._connection is not None
+    tunnel._connection.close("renewed")
+    await until(lambda: tunnel.status.connected == 2)
+    assert str(tunnel.peer) == "core/singapore-2"
+    assert {str(peer.quic.peer) for peer in server._connections} >= {"edge/tokyo-2"}
+
+
+def test_an_unusable_identity_is_an_error_at_once(ca: Authority, edge: Identity) -> None:
+    for part in ("certificate_pem", "key_pem", "ca_pem"):
+        broken = msgspec.structs.replace(edge, **{part: b"nonsense"})
+        with pytest.raises(IdentityError):
+            Tunnel("singapore", "127.0.0.1:1", broken)
 
 
 def test_a_ca_file_without_a_certificate_is_an_error_at_once() -> None:

@@ -195,8 +195,9 @@ async def test_open_raises_at_once_while_there_is_no_path(connect: Connect) -> N
     assert tunnel.rtt_ms is None
 
 
-async def test_a_name_that_does_not_resolve_is_tried_again(edge: Identity) -> None:
-    tunnel = Tunnel("singapore", "no-such-host.invalid:4433", edge, settings=FAST)
+@pytest.mark.parametrize("address", ["no-such-host.invalid:4433", "nonsense", "127.0.0.1:99999"])
+async def test_a_name_that_does_not_resolve_is_tried_again(address: str, edge: Identity) -> None:
+    tunnel = Tunnel("singapore", address, edge, settings=FAST)
     tunnel.start()
     await until(lambda: tunnel.status.connects >= 2)
     assert not tunnel.connected

@@ -14,7 +14,7 @@ from aioquic.quic.packet import QuicProtocolVersion
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from runtime.identity import Identity, Principal
+from runtime.identity import Identity, IdentityError, Principal
 from topology.overlay import congestion
 from topology.overlay.transport import Transport
 from topology.overlay.trust import Refusal, Trust
@@ -39,7 +39,10 @@ def configure(
     max_datagram_bytes: int,
     max_stream_data_bytes: int,
 ) -> QuicConfiguration:
-    """aioquic's configuration for one end. Certificates are checked by `Trust`, not by it."""
+    """aioquic's configuration for one end. Certificates are checked by `Trust`, not by it.
+
+    Raises `IdentityError` when the certificate or the key cannot be used.
+    """
     configuration = QuicConfiguration(
         alpn_protocols=[ALPN],
         is_client=is_client,
@@ -55,10 +58,13 @@ def configure(
         supported_versions=[QuicProtocolVersion.VERSION_1],
         verify_mode=0,  # ssl.CERT_NONE: see Trust
     )
-    leaf, *chain = x509.load_pem_x509_certificates(identity.certificate_pem)
+    try:
+        leaf, *chain = x509.load_pem_x509_certificates(identity.certificate_pem)
+        configuration.private_key = load_pem_private_key(identity.key_pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise IdentityError(f"the identity of {identity.principal} is unusable: {error}") from error
     configuration.certificate = leaf
     configuration.certificate_chain = chain
-    configuration.private_key = load_pem_private_key(identity.key_pem, password=None)
     return configuration
 
 

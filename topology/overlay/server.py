@@ -91,14 +91,8 @@ class OverlayServer:
         self.settings = settings
         self.counters = ServerCounters()
         self._on_exchange = on_exchange
-        self._trust = Trust(identity.ca_pem, allowed_roles)
-        self._configuration = configure(
-            identity,
-            is_client=False,
-            idle_timeout_ms=settings.idle_timeout_ms,
-            max_datagram_bytes=settings.max_datagram_bytes,
-            max_stream_data_bytes=FIRST_WINDOW_BYTES,
-        )
+        self._allowed_roles = frozenset(allowed_roles)
+        self.use(identity)
         self._routes: dict[bytes, PeerConnection] = {}
         self._connections: set[PeerConnection] = set()
         self._handshakes = 0
@@ -134,6 +128,20 @@ class OverlayServer:
         server._udp = UdpPort.bind(loop, family, address, server._received)
         server._sweep = loop.call_later(_SWEEP_S, server._expire)
         return server
+
+    def use(self, identity: Identity) -> None:
+        """Show this identity to new connections: certificates are renewed while we run.
+
+        Raises `IdentityError` when it is unusable.
+        """
+        self._configuration = configure(
+            identity,
+            is_client=False,
+            idle_timeout_ms=self.settings.idle_timeout_ms,
+            max_datagram_bytes=self.settings.max_datagram_bytes,
+            max_stream_data_bytes=FIRST_WINDOW_BYTES,
+        )
+        self._trust = Trust(identity.ca_pem, self._allowed_roles)
 
     @property
     def port(self) -> int:

@@ -81,8 +81,7 @@ class Tunnel:
         self.address = address
         self.settings = settings or TunnelSettings()
         self._clock = clock or SystemClock()
-        self._identity = identity
-        self._trust = Trust(identity.ca_pem, PEER_ROLES)
+        self.use(identity)
         self._on_change = on_change
         self._backoff = Backoff(
             self.settings.backoff_min_ms / 1000,
@@ -96,6 +95,20 @@ class Tunnel:
         self._reason = "not started"
         self._connects = self._connected = self._exchanges = 0
         self._refused_locally = self._path_downs = 0
+
+    def use(self, identity: Identity) -> None:
+        """Show this identity from the next connection on: certificates are renewed.
+
+        Raises `IdentityError` when it is unusable.
+        """
+        self._configuration = configure(
+            identity,
+            is_client=True,
+            idle_timeout_ms=self.settings.idle_timeout_ms,
+            max_datagram_bytes=self.settings.max_datagram_bytes,
+            max_stream_data_bytes=self.settings.exchange_buffer_bytes,
+        )
+        self._trust = Trust(identity.ca_pem, PEER_ROLES)
 
     def start(self) -> None:
         """Begin to connect, and keep connected. Needs a running event loop."""
@@ -219,13 +232,7 @@ class Tunnel:
             region=self.region,
             family=family,
             address=address,
-            configuration=configure(
-                self._identity,
-                is_client=True,
-                idle_timeout_ms=settings.idle_timeout_ms,
-                max_datagram_bytes=settings.max_datagram_bytes,
-                max_stream_data_bytes=settings.exchange_buffer_bytes,
-            ),
+            configuration=self._configuration,
             trust=self._trust,
             clock=self._clock,
             window_bytes=settings.exchange_buffer_bytes,
@@ -256,6 +263,8 @@ async def resolve(address: str) -> tuple[socket.AddressFamily, Address]:
     """The first UDP address of "host:port". Raises `OSError`."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
+    if not (host and port.isdecimal() and int(port) <= 65535):
+        raise OSError("not an address of the form host:port")
     try:
         version = ipaddress.ip_address(host).version
     except ValueError:
