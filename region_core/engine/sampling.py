@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from region_core.engine.draw import uniform
 COLDEST = 1e-4  # a temperature below is 0: float32 could not hold the quotient
 _EXACT_GREEDY = 16  # likeliest tokens whose logits are computed again
 _EXACT_SAMPLED = 64
-_FIRST_NUCLEUS = 256  # most nuclei are smaller; the others sort the vocabulary
+_FIRST_NUCLEUS = 256  # most nuclei are smaller
 
 
 def choose(
@@ -66,13 +67,30 @@ def draw(likely: Tensor, top_p: float, number: float) -> int:
 
 def _nucleus(likely: Tensor, top_p: float) -> Tensor:
     """The ids of the smallest likeliest set with probability `top_p` or more, ascending."""
-    for size in (_FIRST_NUCLEUS, len(likely)):
-        top, ids = likely.topk(min(size, len(likely)))
-        before = top.double().cumsum(0) - top
-        if size >= len(likely) or float(before[-1] + top[-1]) >= top_p:
-            break
+    top, ids = likely.topk(min(_FIRST_NUCLEUS, len(likely)))
+    before = top.double().cumsum(0) - top
+    if len(top) == len(likely) or float(before[-1] + top[-1]) >= top_p:
+        keep = max(1, int((before < top_p).sum()))
+        return ids[:keep].sort().values
+    return _wide_nucleus(likely, top_p)
+
+
+def _wide_nucleus(likely: Tensor, top_p: float) -> Tensor:
+    """The same, when it is large: by the probability of its least likely token.
+
+    Only the values are sorted, which numpy does in 0.1 ms where sorting tokens takes torch 3 ms.
+    Of tokens as likely as the last one, those with the lowest ids are in.
+    """
+    if likely.device.type == "cpu":
+        ordered = torch.from_numpy(np.sort(likely.numpy())).flip(0)
+    else:
+        ordered = likely.sort(descending=True).values
+    before = ordered.double().cumsum(0) - ordered
     keep = max(1, int((before < top_p).sum()))
-    return ids[:keep].sort().values
+    last = ordered[keep - 1]
+    above = likely > last
+    ties = (likely == last).nonzero()[: keep - int(above.sum()), 0]
+    return torch.cat((above.nonzero()[:, 0], ties)).sort().values
 
 
 def _exact(logits: Tensor, hidden: Tensor, head: Tensor, count: int) -> tuple[Tensor, Tensor]:

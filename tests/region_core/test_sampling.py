@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from region_core.engine.base import Sampling
 from region_core.engine.draw import seed_of, uniform
-from region_core.engine.sampling import choose, draw
+from region_core.engine.sampling import _wide_nucleus, choose, draw
 
 
 def naive_distribution(logits: list[float], temperature: float, top_p: float) -> list[float]:
@@ -69,6 +69,25 @@ def test_a_nucleus_larger_than_the_first_look() -> None:
     likely = torch.full((5000,), 1 / 5000)
     drawn = {draw(likely, 0.9, number / 997) for number in range(997)}
     assert len(drawn) > 900 and max(drawn) > 4000
+
+
+@given(seed=st.integers(0, 500), top_p=st.floats(0.5, 0.999), spread=st.floats(0.0, 1.5))
+def test_a_large_nucleus_is_the_naive_one(seed: int, top_p: float, spread: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rough = torch.randn(2000, generator=generator).mul(spread).mul(8).round().div(8)  # many ties
+    likely = torch.softmax(rough, 0)
+    values = likely.tolist()
+    order = sorted(range(2000), key=lambda token: (-values[token], token))
+    kept, total = [], 0.0
+    for token in order:
+        kept.append(token)
+        total += values[token]
+        if total >= top_p:
+            break
+    found = _wide_nucleus(likely, top_p).tolist()
+    assert found == sorted(found)
+    # Sums of 2,000 terms in another order may disagree about the very last token.
+    assert len(set(found) ^ set(kept)) <= 1
 
 
 def test_numbers_are_uniform_and_repeat() -> None:
