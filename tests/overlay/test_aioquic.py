@@ -1,7 +1,7 @@
 """Fails when aioquic changes under us.
 
-topology/overlay/transport.py replaces some of aioquic's methods and leans on others. A digest
-that differs means: read what changed, adapt transport.py, run tests/overlay, then put the new
+topology/overlay/transport.py and receipt.py replace some of aioquic's methods and lean on others.
+A digest that differs means: read what changed, adapt them, run tests/overlay, then put the new
 digest here. `python -m tests.overlay.test_aioquic` prints them.
 """
 
