@@ -65,7 +65,7 @@ class CoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
     region: Name
-    name: str = ""  # of this core among the region's; empty: the region's
+    name: str = ""  # as in its certificate: the region's, or <region>.<core> where it has several
     identity: IdentityFiles
     overlay: Listen
     http: Listen | None = None  # the same API in plain HTTP, with /healthz, /readyz, /metrics

@@ -130,6 +130,8 @@ SERVERS: dict[str, Callable[[Authority], Identity]] = {
     "other CA": lambda ca: Authority().issue("core", "singapore", trusted=ca.pem),
     "wrong role": lambda ca: ca.issue("edge", "paris"),
     "expired": lambda ca: ca.issue("core", "singapore", days=(-2, -1)),
+    "another region's": lambda ca: ca.issue("core", "frankfurt"),
+    "a name that only begins alike": lambda ca: ca.issue("core", "singapore2"),
 }
 
 
@@ -158,13 +160,13 @@ async def test_certificates_are_renewed_while_both_run(
 ) -> None:
     server = await serve()
     tunnel = await connect(server.port)
-    server.use(ca.issue("core", "singapore-2"))
+    server.use(ca.issue("core", "singapore.2"))
     tunnel.use(ca.issue("edge", "tokyo-2"))
     assert str(tunnel.peer) == "core/singapore"
     assert tunnel._connection is not None
     tunnel._connection.close("renewed")
     await until(lambda: tunnel.status.connected == 2)
-    assert str(tunnel.peer) == "core/singapore-2"
+    assert str(tunnel.peer) == "core/singapore.2"
     assert {str(peer.quic.peer) for peer in server._connections} >= {"edge/tokyo-2"}
 
 

@@ -146,5 +146,6 @@ def _alert(refusal: Refusal) -> tls.Alert:
         "untrusted": tls.AlertBadCertificate,
         "expired": tls.AlertCertificateExpired,
         "wrong_role": _AccessDenied,
+        "wrong_name": _AccessDenied,
     }
     return kinds[refusal.reason](refusal.message)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from runtime.identity import IdentityError, Principal, principal_of
 from topology.overlay.errors import PeerRefused
 
-Reason: TypeAlias = Literal["no_certificate", "untrusted", "expired", "wrong_role"]
+Reason: TypeAlias = Literal["no_certificate", "untrusted", "expired", "wrong_role", "wrong_name"]
 
 
 class Refusal(PeerRefused):
@@ -28,15 +28,17 @@ class Refusal(PeerRefused):
 
 
 class Trust:
-    """The mesh CA's certificates (PEM, one or several) and the roles that a peer may have."""
+    """The mesh CA's certificates (PEM, one or several), the roles that a peer may have, and the
+    region whose core it must be: a wrong address must not carry data out of its residency."""
 
-    def __init__(self, ca_pem: bytes, roles: Collection[str]) -> None:
+    def __init__(self, ca_pem: bytes, roles: Collection[str], region: str = "") -> None:
         try:
             authorities = x509.load_pem_x509_certificates(ca_pem)
         except ValueError as error:
             raise IdentityError("the CA file holds no PEM certificate") from error
         self._ca_pem = b"".join(ca.public_bytes(Encoding.PEM) for ca in authorities)
         self._roles = frozenset(roles)
+        self._region = region
 
     def check(
         self, certificate: x509.Certificate | None, chain: list[x509.Certificate]
@@ -57,4 +59,12 @@ class Trust:
         if principal.role not in self._roles:
             wanted = ", ".join(sorted(self._roles))
             raise Refusal("wrong_role", f"{principal} has not one of the roles: {wanted}")
+        if self._region and not speaks_for(principal, self._region):
+            raise Refusal("wrong_name", f"{principal} is no core of {self._region}")
         return principal
+
+
+def speaks_for(principal: Principal, region: str) -> bool:
+    """Whether a core's certificate is one of the region's: named `<region>`, or `<region>.<core>`
+    where a region has several."""
+    return principal.name == region or principal.name.startswith(region + ".")

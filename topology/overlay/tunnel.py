@@ -108,7 +108,7 @@ class Tunnel:
             max_datagram_bytes=self.settings.max_datagram_bytes,
             max_stream_data_bytes=self.settings.exchange_buffer_bytes,
         )
-        self._trust = Trust(identity.ca_pem, PEER_ROLES)
+        self._trust = Trust(identity.ca_pem, PEER_ROLES, self.region)
 
     def start(self) -> None:
         """Begin to connect, and keep connected. Needs a running event loop."""
