@@ -24,11 +24,11 @@ MAX_TOKENS = 20
 
 
 class Question(Struct, frozen=True):
-    """One thing to ask. `temperature` 0 makes the answer repeatable, and so cacheable."""
+    """One thing to ask. `fresh`: not from a cache, so that a region must answer."""
 
     prompt: str
     stream: bool
-    temperature: float
+    fresh: bool
 
 
 QUESTIONS = (
@@ -48,17 +48,16 @@ QUESTIONS = (
 
 
 def questions(offset: int) -> Iterator[Question]:
-    """Endless questions for one city: the first is repeatable and asked twice, so that the second
-    time shows the cache; the others are sampled, so that a region must answer. Every other one
-    is streamed."""
+    """Endless questions for one city: the first is asked twice, so that the second time shows
+    the cache; for the others a region must answer. Every other one is streamed."""
     first = QUESTIONS[offset % len(QUESTIONS)]
-    yield Question(first, stream=False, temperature=0.0)
-    yield Question(first, stream=True, temperature=0.0)
+    yield Question(first, stream=False, fresh=False)
+    yield Question(first, stream=True, fresh=False)
     number = 0
     while True:
         number += 1
         prompt = QUESTIONS[(offset + number) % len(QUESTIONS)]
-        yield Question(prompt, stream=number % 2 == 1, temperature=0.3)
+        yield Question(prompt, stream=number % 2 == 1, fresh=True)
 
 
 async def resolve(city: City, server: str = "127.0.0.1", port: int = DNS_PORT) -> tuple[str, ...]:
@@ -143,8 +142,10 @@ class Client:
             "model": MODEL,
             "messages": [{"role": "user", "content": question.prompt}],
             "max_tokens": MAX_TOKENS,
-            "temperature": question.temperature,
+            "temperature": 0,
         }
+        if question.fresh:
+            request["extra_headers"] = {"cache-control": "no-store"}
         create = self._connection(noted.addresses[0]).chat.completions.with_raw_response.create
         if not question.stream:
             raw = await create(**request)
