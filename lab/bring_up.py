@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+from dns.exception import DNSException
 
 from lab import settings_files
 from lab.clients import resolve
@@ -22,7 +23,6 @@ from lab.etcd_cluster import EtcdCluster
 from lab.settings_files import CONTROL_PLANE, SettingsFiles
 from lab.supervisor import Supervisor, require_free, resident_mb
 from lab.world import (
-    CLIENT_CITIES,
     CORE_HTTP_PORT,
     DNS_PORT,
     EDGE_PORT,
@@ -325,8 +325,11 @@ class _Readiness(msgspec.Struct):
 
 
 async def _dns_answers() -> bool:
+    """Whether geo-DNS has found every edge well: each edge's city is sent to it."""
     try:
-        answers = await resolve(CLIENT_CITIES[0])
-    except Exception:  # noqa: BLE001 - any failure means: not yet
-        return False
-    return bool(answers)
+        for edge in EDGES:
+            if (await resolve(edge.city))[:1] != (edge.address,):
+                return False
+    except (OSError, DNSException):
+        return False  # not yet
+    return True
