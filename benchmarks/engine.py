@@ -23,9 +23,9 @@ from typing import Any
 
 import msgspec
 
-from region_core.engine.process import SPIN_COUNT, ProcessEngine
+from region_core.engine.process import ENVIRONMENT, ProcessEngine
 
-os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # the same for both sides, before torch is in
+os.environ.update(ENVIRONMENT | os.environ)  # the same for both sides, before torch is in
 
 import torch
 

@@ -5,9 +5,15 @@ neighbouring slots up to a common length; what a sequence does not fill is maske
 if it were filled. Splitting a run saves that waste and costs one more call per layer. The
 split below is the cheapest one (dynamic programming over the runs).
 
-Lengths are rounded up to a multiple of `QUANTUM`: torch's CPU attention gives the same bits
-for a row whatever its neighbours and its padding, as long as the length is such a multiple
-(measured: multiples of 16 do; see docs/performance.md).
+A row must get the same bits whatever runs beside it, wherever its prompt was cut into chunks, and
+in any region. On a CPU torch's attention keeps to that when
+- decoding runs over a length that is a multiple of 16 (`QUANTUM` is one): what is masked behind
+  the row then changes nothing;
+- input is taken in blocks that lie on a grid of `BLOCK_TOKENS` positions, over the length at the
+  end of the row's block, by 8 tokens or more at a time (`PAD_TOKENS`);
+- Intel's MKL, which torch multiplies with there, is told not to let results depend on the address
+  of a buffer, and so on the thread (`MKL_CBWR`, see engine/process.py).
+Found by comparing bits (tests/region_core/test_bits.py; docs/performance.md, "Engine").
 """
 
 from __future__ import annotations
@@ -17,7 +23,8 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 QUANTUM = 32
-BLOCK_TOKENS = 64  # of input in one call; longer blocks take another code path in torch
+BLOCK_TOKENS = 64  # a multiple of QUANTUM
+PAD_TOKENS = 8
 CALL_COST = 512  # one call costs as much as this many cached tokens (30 us against 60 ns)
 
 
@@ -45,8 +52,9 @@ class Block(Struct, frozen=True):
     replay: bool
 
 
-def rounded(length: int) -> int:
-    return -(-length // QUANTUM) * QUANTUM
+def rounded(length: int, quantum: int = QUANTUM) -> int:
+    """Up to a multiple of `quantum`."""
+    return -(-length // quantum) * quantum
 
 
 def runs(slots: Sequence[int], lengths: Sequence[int]) -> list[Run]:
@@ -85,9 +93,11 @@ def blocks(row: int, slot: int, position: int, count: int, prompt: int) -> list[
     end = position + count
     while position < end:
         replay = position >= prompt
-        stop = min(end, position + BLOCK_TOKENS, end if replay else prompt)
+        cell = (position // BLOCK_TOKENS + 1) * BLOCK_TOKENS
+        stop = min(end, cell) if replay else min(end, cell, prompt)
         size = stop - position
-        cut.append(Block(row, row + size, slot, position, rounded(stop), replay))
+        length = rounded(stop) if replay else cell
+        cut.append(Block(row, row + size, slot, position, length, replay))
         row += size
         position = stop
     return cut

@@ -8,7 +8,7 @@ import mmap
 import torch
 from torch import Tensor
 
-from region_core.engine.attention_plan import rounded
+from region_core.engine.attention_plan import BLOCK_TOKENS, rounded
 
 _KEPT_TOKENS = 512  # of a slot that stay resident when its sequence has gone
 _VIEWS = 128  # remembered at most; a step needs one per run and block
@@ -35,7 +35,7 @@ class KeyValueCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.stripe = rounded(context)
+        self.stripe = rounded(context, BLOCK_TOKENS)
         self._kv_heads = kv_heads
         shape = (slots, self.stripe, 2 * kv_heads, width)
         self._token_bytes = 2 * kv_heads * width * dtype.itemsize

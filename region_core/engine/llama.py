@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from region_core.engine.attention_plan import Block, Run
+from region_core.engine.attention_plan import PAD_TOKENS, Block, Run
 from region_core.engine.kv_cache import KeyValueCache
 from region_core.engine.products import Product, can_pack, product
 from region_core.weights.card import ModelCard
@@ -187,15 +187,16 @@ class Attention:
         if block.replay:
             keys, values = keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1)
             return self._rows(q, keys, values, mask)
-        if count == 1:  # a lone token would take the path of decoding, which rounds differently
-            q, mask = q.expand(2, -1, -1, -1), mask.expand(2, -1, -1, -1)
-        both = len(q)
-        wide = q.permute(1, 2, 0, 3).reshape(1, self._kv_heads, self._group * both, self._width)
-        tall = mask.view(1, 1, 1, both, -1).expand(1, 1, self._group, both, -1)
+        if lacking := -count % PAD_TOKENS:
+            q = torch.cat((q, q[-1:].expand(lacking, -1, -1, -1)))
+            mask = torch.cat((mask, mask[-1:].expand(lacking, -1, -1, -1)))
+        size = len(q)
+        wide = q.permute(1, 2, 0, 3).reshape(1, self._kv_heads, self._group * size, self._width)
+        tall = mask.view(1, 1, 1, size, -1).expand(1, 1, self._group, size, -1)
         out = functional.scaled_dot_product_attention(
-            wide, keys, values, attn_mask=tall.reshape(1, 1, self._group * both, -1)
+            wide, keys, values, attn_mask=tall.reshape(1, 1, self._group * size, -1)
         )
-        out = out.view(self._kv_heads, self._group, both, self._width)
+        out = out.view(self._kv_heads, self._group, size, self._width)
         return out.permute(2, 1, 0, 3)[:count].reshape(count, -1)
 
     def _rows(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

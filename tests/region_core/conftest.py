@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from region_core.engine.process import ENVIRONMENT
+
+os.environ.update(ENVIRONMENT | os.environ)  # as in an engine's process; before torch is in
 
 from region_core.engine.base import Engine, Limits
 from region_core.engine.channel import Setup

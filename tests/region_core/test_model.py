@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from region_core.engine.base import Begin, Engine, Limits
+from region_core.engine.base import Engine, Limits
 from region_core.engine.torch import TorchEngine
-from region_core.scheduling.plan import Chunk, Step
 from region_core.weights.bundle import Bundle, open_bundle
 from tests.region_core.conftest import torch_engine
-from tests.region_core.driving import GREEDY, alone
+from tests.region_core.driving import alone
 from tests.region_core.world import World
 from topology.wire.chat import Message
 
@@ -78,49 +77,3 @@ def test_bfloat16_logits_stay_near_those_of_float32(real_bundle: Bundle) -> None
     low, exact = found
     assert float((low - exact).abs().max()) < 0.5
     assert int(low.argmax()) == int(exact.argmax())
-
-
-def test_a_row_has_the_same_bits_whatever_the_batch(model: Engine) -> None:
-    """Hidden states, not only tokens: decoding alone, in a batch, beside input, and replayed.
-
-    True on CPUs where torch's bfloat16 products come from oneDNN with AVX-512; elsewhere the
-    engine works, and this property is not promised.
-    """
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("no bfloat16 products by oneDNN here")
-    assert isinstance(model, TorchEngine)
-    states: dict[int, list[torch.Tensor]] = {}
-    hidden = model._model.hidden
-
-    def spy(rows: object, cache: object, wanted: torch.Tensor) -> torch.Tensor:
-        out = hidden(rows, cache, wanted)  # type: ignore[arg-type]
-        states[0].append(out.clone())
-        return out
-
-    model._model.hidden = spy  # type: ignore[method-assign, assignment]
-    try:
-        prompt, other = asked(model, QUESTIONS[0]), asked(model, "Tell me of the sea. " * 40)
-        states[0] = []
-        answer = alone(model, prompt, 6)
-        expected = torch.cat(states[0])
-        # In a batch of three, with input of a fourth taken in beside it.
-        for slot in (0, 1, 2):
-            model.begin(Begin(slot, prompt, (), GREEDY))
-        chunks = [Chunk(slot, 0, len(prompt), True) for slot in (0, 1, 2)]
-        model.begin(Begin(5, other, (), GREEDY))
-        states[0] = []
-        model.step(Step(tuple(chunks)))
-        for index in range(5):
-            part = (Chunk(5, 30 * index, 30, False),)
-            model.step(Step(part, (0, 1, 2)))
-        for slot in (0, 1, 2):
-            row = torch.stack([state[slot] for state in states[0]])
-            assert torch.equal(row, expected)
-        # Replayed: the first four tokens were sampled elsewhere.
-        for slot in (0, 1, 2, 5):
-            model.release(slot)
-        states[0] = []
-        assert alone(model, prompt, 2, answer=answer[:4]) == answer[4:]
-        assert torch.equal(torch.cat(states[0]), expected[4:])
-    finally:
-        model._model.hidden = hidden  # type: ignore[method-assign]
