@@ -36,12 +36,13 @@ _STOP_TIMEOUT_S = 5.0
 # loop; its default is 300,000). A step has some 200 places where they wait for each other. On a
 # CPU that others use too, the thread waited for may not be running, and the one that spins keeps
 # it from running: measured beside two busy processes on two CPUs, a step of one sequence took 350
-# to 700 ms with the default and 30 to 85 ms with this; on a quiet machine 15 and 19 ms.
+# to 700 ms with the default and 30 to 85 ms with this; on a quiet machine 10 and 12 ms. Whoever
+# gives an engine CPUs of its own may set GOMP_SPINCOUNT to 5000 or more: it is not overwritten.
 SPIN_COUNT = "1000"
 # MKL may take another path where a buffer is not aligned, and each thread's buffer is aligned in
 # its own way: measured, 1 in 100,000 numbers of an attention's result then depended on the thread
 # that computed it. "STRICT" makes results independent of alignment and of how many threads there
-# are, at no cost that could be measured. CPUs that do not know the value ignore it.
+# are, at no cost that could be measured.
 ENVIRONMENT = {"GOMP_SPINCOUNT": SPIN_COUNT, "MKL_CBWR": "AVX512,STRICT"}
 
 _READY: msgspec.msgpack.Decoder[Ready | Fault] = msgspec.msgpack.Decoder(Ready | Fault)
