@@ -73,6 +73,7 @@ class Story:
             done, late = await asyncio.wait(asking, timeout=MAX_PHASE_S)
             for task in late:
                 task.cancel()
+            await asyncio.gather(*(client.close() for client in self._clients))
         for task in done:
             task.result()
 
