@@ -70,7 +70,7 @@ class Decoded:
 
     def put(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            if entry.key == keys.HEAD:
+            if entry.key in keys.RESERVED:
                 continue
             self.delete([entry.key])
             try:

@@ -2,8 +2,14 @@
 
 /tradewind/v1/<kind>/<name>        a resource, as JSON
 /tradewind/v1/.head                the last change: its number and id; every change guards it
+/tradewind/v1/.rollout             the staged rollout of the last change, while there is one
 /tradewind/v1-history/<number>     what that change did, before and after
-/tradewind/v1-audit/<number>       who did it, when, why, and what was forced
+/tradewind/v1-audit/<number>       who did it, when, why, and what was forced; chained by hash
+/tradewind/v1-director/leader      who directs, under its lease: every write of a director guards it
+/tradewind/v1-director/state       what the director decided: shares, drains, verdicts, quotas
+/tradewind/v1-director/outlook     the load as the director last saw it, for forecasts
+/tradewind/v1-replicas/<name>      a living control-plane replica and its address, under its lease
+/tradewind/v1-members/<node id>    a living edge or core and what it said of itself, under its lease
 """
 
 from __future__ import annotations
@@ -12,8 +18,18 @@ from topology.resources import Key
 
 RESOURCES = "/tradewind/v1/"
 HEAD = f"{RESOURCES}.head"
+ROLLOUT = f"{RESOURCES}.rollout"
 HISTORY = "/tradewind/v1-history/"
 AUDIT = "/tradewind/v1-audit/"
+DIRECTOR = "/tradewind/v1-director/"
+LEADER = f"{DIRECTOR}leader"
+DIRECTOR_STATE = f"{DIRECTOR}state"
+OUTLOOK = f"{DIRECTOR}outlook"
+REPLICAS = "/tradewind/v1-replicas/"
+MEMBERS = "/tradewind/v1-members/"
+
+# Keys under RESOURCES that are no resources.
+RESERVED = frozenset({HEAD, ROLLOUT})
 
 
 def of_resource(key: Key) -> str:
@@ -31,3 +47,11 @@ def of_history(number: int) -> str:
 
 def of_audit(number: int) -> str:
     return f"{AUDIT}{number:012d}"
+
+
+def of_replica(name: str) -> str:
+    return f"{REPLICAS}{name}"
+
+
+def of_member(node_id: str) -> str:
+    return f"{MEMBERS}{node_id}"

@@ -10,8 +10,8 @@ from msgspec import Struct, field
 from control_plane.discovery.server import DiscoverySettings
 from control_plane.store.settings import EtcdSettings
 from runtime.identity import IdentityFiles
+from topology.fields import HostPort
 from topology.geo import PrefixRow
-from topology.resources import HostPort
 
 
 class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

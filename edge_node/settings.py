@@ -9,8 +9,8 @@ from msgspec import Meta, Struct
 
 from edge_node.front.listener import TlsFiles
 from runtime.identity import IdentityFiles
+from topology.fields import HostPort, Name, Port
 from topology.overlay.tunnel import TunnelSettings
-from topology.resources import HostPort, Name, Port
 from topology.wire.ads_client import AdsSettings
 
 Milliseconds = Annotated[int, Meta(gt=0, le=3_600_000)]

@@ -30,7 +30,7 @@ from runtime import logs, settings
 from runtime.clock import Clock, SystemClock
 from runtime.errors import TradewindError
 from runtime.shutdown import Shutdown
-from topology.resources import HostPort
+from topology.fields import HostPort
 
 log = logs.get("wan")
 CLOCK = SystemClock()  # event loops count in milliseconds, which is too coarse for delays

@@ -9,8 +9,8 @@ from msgspec import Meta, Struct
 
 from region_core.engine.sim import SimSettings
 from runtime.identity import IdentityFiles
+from topology.fields import HostPort, ModelName, Name
 from topology.overlay.server import ServerSettings
-from topology.resources import HostPort, ModelName, Name
 
 
 class Listen(Struct, frozen=True, forbid_unknown_fields=True):

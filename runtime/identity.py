@@ -1,7 +1,8 @@
 """Who this process is: a certificate with a SPIFFE-style URI, and the CA it trusts.
 
 The URI is `spiffe://tradewind/<role>/<name>`, e.g. `spiffe://tradewind/edge/tokyo`. Peers are
-authorised by role, not by host name. Roles: `edge`, `core`, `control`, `dns`, `operator`.
+authorised by role, not by host name. Processes: `edge`, `core`, `control`, `dns`, and `proxy` for
+Envoy and gRPC clients. People: `viewer`, `operator`, `admin`.
 """
 
 from __future__ import annotations

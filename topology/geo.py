@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from runtime.validation import InvalidDocument, Problem, check, describe
-from topology.resources import Latitude, Longitude
+from topology.fields import Latitude, Longitude
 
 EARTH_RADIUS_KM = 6371.0088  # mean radius, IUGG
 MAX_PREFIXES = 500_000  # rows in one table; about 200 bytes each once loaded

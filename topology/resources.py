@@ -6,69 +6,28 @@ write YAML, etcd holds JSON under `/tradewind/v1/<kind>/<name>`.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
 from runtime.validation import InvalidDocument, Problem, check, convert, describe
+from topology.fields import (
+    HostPort,
+    Jurisdiction,
+    Latitude,
+    Longitude,
+    ModelName,
+    Name,
+    Percent,
+    Port,
+    Positive,
+    Selector,
+    UnixTime,
+)
+from topology.resource_checks import beyond_types
 
 ANY = "*"
-
-Name: TypeAlias = Annotated[
-    str,
-    Meta(
-        pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$",
-        extra_json_schema={
-            "description": "a name of 1 to 63 lower-case letters, digits, '-' and '.'"
-        },
-    ),
-]
-Selector: TypeAlias = Annotated[
-    str,
-    Meta(
-        pattern=r"^(\*|[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?)$",
-        extra_json_schema={"description": "a name, or '*' for all"},
-    ),
-]
-ModelName: TypeAlias = Annotated[
-    str,
-    Meta(
-        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$",
-        extra_json_schema={
-            "description": "a model name of letters, digits, '-', '_' and '.' (128 at most)"
-        },
-    ),
-]
-Latitude: TypeAlias = Annotated[float, Meta(ge=-90, le=90)]
-Longitude: TypeAlias = Annotated[float, Meta(ge=-180, le=180)]
-Percent: TypeAlias = Annotated[float, Meta(ge=0, le=100)]
-UnixTime: TypeAlias = Annotated[
-    float,
-    Meta(
-        ge=0,
-        lt=253_402_300_800,  # what a calendar of four-digit years can show
-        extra_json_schema={"description": "seconds since 1970, before the year 10000"},
-    ),
-]
-Jurisdiction: TypeAlias = Annotated[
-    str,
-    Meta(
-        pattern=r"^[A-Z]{2}$",
-        extra_json_schema={"description": "a two-letter jurisdiction such as SG, EU or AE"},
-    ),
-]
-HostPort: TypeAlias = Annotated[
-    str,
-    Meta(
-        pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$",
-        extra_json_schema={"description": "host:port"},
-    ),
-]
-Positive: TypeAlias = Annotated[float, Meta(gt=0)]
-Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
 
 
 class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,6 +43,9 @@ class RegionSpec(Spec, frozen=True):
     jurisdiction: Jurisdiction
     cores: Annotated[tuple[HostPort, ...], Meta(min_length=1)]
     capacity_tokens_per_s: Positive  # decoded tokens the region sustains
+    # TCP host:port of the region's HTTP API, or of gRPC servers in it: what proxies of others
+    # (Envoy, gRPC clients) are sent to. Our own edges use `cores`.
+    endpoints: tuple[HostPort, ...] = ()
 
 
 class EdgeSiteSpec(Spec, frozen=True):
@@ -146,6 +108,14 @@ class RouteSpec(Spec, frozen=True):
     prefer: Literal["latency", "ordered"] = "latency"
 
 
+class RateLimit(Spec, frozen=True):
+    """What a tenant may ask of all edges together. `burst_s`: how much may come at once, as
+    seconds of the rate."""
+
+    requests_per_s: Positive
+    burst_s: Annotated[float, Meta(ge=0.01, le=60)] = 1.0
+
+
 class TenantSpec(Spec, frozen=True):
     """A customer. API keys are stored as `sha256:<hex>`; residency names jurisdictions."""
 
@@ -168,6 +138,7 @@ class TenantSpec(Spec, frozen=True):
     models: Annotated[tuple[Selector, ...], Meta(min_length=1)] = (ANY,)
     residency: Annotated[tuple[Jurisdiction, ...], Meta(min_length=1)] | None = None
     deadline_ms: Annotated[int, Meta(gt=0, le=3_600_000)] = 60_000
+    limit: RateLimit | None = None  # none: as much as the regions can do
 
 
 class Nameserver(Spec, frozen=True):
@@ -202,7 +173,9 @@ class OverrideSpec(Spec, frozen=True):
     """An operator's decision about a region: it outranks whatever is automatic.
 
     `drain` moves `percent` of the region's requests elsewhere; `failover` does the same and
-    says that nothing may return by itself.
+    says that nothing may return by itself. With `over_s` it is paced: the director goes from
+    `from_percent` to `percent` in that time, slower while the receiving regions suffer, and what
+    holds meanwhile is in `topology.directive.Directive.drains`.
     """
 
     region: Name
@@ -210,6 +183,71 @@ class OverrideSpec(Spec, frozen=True):
     reason: Annotated[str, Meta(min_length=1, max_length=500)]
     percent: Percent = 100.0
     expires_s: UnixTime | None = None  # after which it no longer counts
+    over_s: Annotated[float, Meta(ge=0, le=604_800)] = 0.0  # 0: at once
+    from_percent: Percent = 0.0  # where a paced one begins
+
+
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=604_800)]
+
+
+class RolloutPolicy(Spec, frozen=True):
+    """How a change reaches the nodes: some first, then more, back by itself when it harms."""
+
+    canaries: tuple[Selector, ...] = ()  # edges by name that are always among the first
+    canary_percent: Percent = 10.0  # of all nodes, drawn anew for each change
+    canary_hold_s: Seconds = 60.0  # how long the first have it alone
+    steps: Annotated[tuple[Percent, ...], Meta(max_length=20)] = (25.0, 50.0, 100.0)
+    step_hold_s: Seconds = 15.0
+    error_rate_increase: Share = 0.02  # of requests: what is too much against the other nodes
+    requests_min: Annotated[int, Meta(ge=1)] = 20  # below it no error rate is believed
+
+
+class HealthPolicy(Spec, frozen=True):
+    """When a region counts as down for everybody. Slow to believe in health, slower after flaps."""
+
+    quorum: Share = 0.5  # more than this share of the edges that report must say so
+    down_after_s: Seconds = 3.0
+    up_after_s: Seconds = 15.0
+    flap_half_life_s: Seconds = 300.0  # how fast past flaps are forgiven
+    flap_longest_hold_s: Seconds = 600.0  # however often it flapped
+
+
+class DirectorPolicy(Spec, frozen=True):
+    """How the director spreads demand over regions."""
+
+    target_utilisation: Annotated[float, Meta(gt=0, le=1)] = 0.85  # of a region's capacity
+    move_per_step: Annotated[float, Meta(gt=0, le=1)] = 0.1  # of an edge's demand, per second
+    gain_min_ms: Annotated[float, Meta(ge=0)] = 10.0  # a move must win this much,
+    gain_min_share: Share = 0.1  # and this share of what it was; or the old place is too full
+
+
+class PacingPolicy(Spec, frozen=True):
+    """When a paced drain waits for the regions that receive what it moves."""
+
+    utilisation_max: Annotated[float, Meta(gt=0)] = 0.9
+    error_rate_max: Share = 0.02
+    latency_increase_max: Annotated[float, Meta(ge=0)] = 0.5  # against the start of the drain
+    resume_after_s: Seconds = 5.0  # how long all must have been well again
+
+
+class StalenessPolicy(Spec, frozen=True):
+    """What a node does when nobody has confirmed its configuration for `limit_s`.
+
+    `leave`: it reports itself not ready, so that geo-DNS sends clients elsewhere, and serves
+    whoever still comes. `refuse`: it also answers new requests with 503.
+    """
+
+    limit_s: Seconds | None = None  # none: it serves on for as long as it takes
+    action: Literal["leave", "refuse"] = "leave"
+
+
+class QuotaPolicy(Spec, frozen=True):
+    """How a tenant's limit is split among the edges."""
+
+    floor_share: Share = 0.5  # of the limit: split evenly, each edge's own whatever happens
+    hold_s: Seconds = 3_600.0  # how long an edge that hears from nobody keeps what is above it
+    newcomer_share: Share = 0.02  # of the limit: for an edge that was never given anything
 
 
 class PolicySpec(Spec, frozen=True):
@@ -219,6 +257,12 @@ class PolicySpec(Spec, frozen=True):
     request_max_bytes: Annotated[int, Meta(ge=1024)] = 2 * 2**20
     attempts: Annotated[int, Meta(ge=1, le=3)] = 3  # regions tried for one request, at most
     first_token_timeout_ms: Annotated[int, Meta(gt=0)] = 20_000
+    rollout: RolloutPolicy | None = None  # none: a change reaches all nodes at once
+    health: HealthPolicy = HealthPolicy()
+    director: DirectorPolicy = DirectorPolicy()
+    pacing: PacingPolicy = PacingPolicy()
+    staleness: StalenessPolicy = StalenessPolicy()
+    quota: QuotaPolicy = QuotaPolicy()
 
 
 AnySpec: TypeAlias = (
@@ -298,7 +342,7 @@ def parse(raw: object, source: str) -> Resource:
         problems += check(name, _NAME_OF.get(str(kind), Name), source, "name")
     if cls is not None and "spec" in raw:
         problems += check(raw["spec"], cls, source, "spec")
-        problems += _beyond_types(str(kind), raw["spec"], source)
+        problems += beyond_types(str(kind), raw["spec"], source)
     if problems or cls is None:
         raise InvalidDocument(problems)
     envelope = convert(raw, _Envelope, source)
@@ -351,84 +395,3 @@ def json_schema() -> dict[str, Any]:
         list(KINDS.values()), ref_template="#/$defs/{name}"
     )
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": definitions}
-
-
-# What the types alone cannot say.
-
-_HOST_NAME = re.compile(r"^([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_-]{1,63}\.?$", re.I)
-_EMAIL = re.compile(r"^[^@\s]+@[^@\s]+$")
-
-
-def _beyond_types(kind: str, spec: object, source: str) -> list[Problem]:
-    if not isinstance(spec, dict):
-        return []
-    problems: list[Problem] = []
-
-    def require(good: bool, path: str, found: object, allowed: str) -> None:
-        if not good:
-            problems.append(Problem(source, path, describe(found), allowed))
-
-    match kind:
-        case "EdgeSite":
-            for index, address in enumerate(_list(spec.get("addresses"))):
-                require(_is_address(address), f"spec.addresses[{index}]", address, "an IP address")
-        case "Region":
-            for index, core in enumerate(_list(spec.get("cores"))):
-                require(
-                    _port_fits(core), f"spec.cores[{index}]", core, "host:port, port 1 to 65535"
-                )
-        case "Link":
-            require(
-                spec.get("source") != spec.get("target") or not spec.get("source"),
-                "spec.target",
-                spec.get("target"),
-                "a region other than the source",
-            )
-            address = spec.get("address")
-            require(
-                address is None or _port_fits(address),
-                "spec.address",
-                address,
-                "host:port, port 1 to 65535",
-            )
-        case "Zone":
-            contact = spec.get("contact")
-            if isinstance(contact, str):
-                require(bool(_EMAIL.match(contact)), "spec.contact", contact, "an e-mail address")
-            for index, server in enumerate(_list(spec.get("nameservers"))):
-                if not isinstance(server, dict):
-                    continue
-                name = server.get("name")
-                if isinstance(name, str):
-                    path = f"spec.nameservers[{index}].name"
-                    require(bool(_HOST_NAME.match(name)), path, name, "a host name")
-                for j, address in enumerate(_list(server.get("addresses"))):
-                    path = f"spec.nameservers[{index}].addresses[{j}]"
-                    require(_is_address(address), path, address, "an IP address")
-            for index, entry in enumerate(_list(spec.get("names"))):
-                name = entry.get("name") if isinstance(entry, dict) else None
-                if isinstance(name, str) and name != "@":
-                    path = f"spec.names[{index}].name"
-                    require(bool(_HOST_NAME.match(name)), path, name, "a host name or '@'")
-    return problems
-
-
-def _list(value: object) -> list[object]:
-    return list(value) if isinstance(value, (list, tuple)) else []
-
-
-def _is_address(value: object) -> bool:
-    if not isinstance(value, str):
-        return True  # the type check has said so already
-    try:
-        ipaddress.ip_address(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _port_fits(value: object) -> bool:
-    if not isinstance(value, str):
-        return True
-    port = value.rpartition(":")[2]
-    return not port.isdigit() or 1 <= int(port) <= 65535

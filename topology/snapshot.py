@@ -219,6 +219,11 @@ def _override(owner: Resource, spec: OverrideSpec, known: _Known) -> None:
     known(owner, "spec.region", "Region", spec.region)
 
 
+def _policy(owner: Resource, spec: PolicySpec, known: _Known) -> None:
+    for index, name in enumerate(spec.rollout.canaries if spec.rollout else ()):
+        known(owner, f"spec.rollout.canaries[{index}]", "EdgeSite", name)
+
+
 _REFERENCES: dict[str, Callable[[Resource, Any, _Known], None]] = {
     "Link": _link,
     "Model": _model,
@@ -226,4 +231,5 @@ _REFERENCES: dict[str, Callable[[Resource, Any, _Known], None]] = {
     "Tenant": _tenant,
     "Zone": _zone,
     "Override": _override,
+    "Policy": _policy,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from control_plane.admin import errors, messages
@@ -68,7 +68,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> pb.ApplyResponse:
         async def call(author: Principal) -> pb.ApplyResponse:
             wanted = set_override(
-                request.region,
+                _one_region(request.regions),
                 request.action,
                 request.reason,
                 request.percent or 100.0,
@@ -85,7 +85,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> pb.ApplyResponse:
         async def call(author: Principal) -> pb.ApplyResponse:
             held = await self._changes.resources()
-            wanted = clear_override(held, request.region, request.reason)
+            wanted = clear_override(held, _one_region(request.regions), request.reason)
             return messages.applied(await self._changes.apply(wanted, str(author)))
 
         return await self._answer(context, "ClearOverride", call)
@@ -166,3 +166,7 @@ def _authorise(context: Any) -> Principal:
             "`tradewind pki issue operator/<name>` makes one",
         )
     return principal
+
+
+def _one_region(names: Sequence[str]) -> str:
+    return names[0] if names else ""

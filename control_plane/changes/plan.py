@@ -61,6 +61,7 @@ class Base(Struct, frozen=True):
     def of(cls, listing: Listing) -> Base:
         entries = {entry.key: entry for entry in listing.entries}
         head = entries.pop(keys.HEAD, None)
+        entries.pop(keys.ROLLOUT, None)
         resources = {}
         for entry in entries.values():
             try:

@@ -105,7 +105,7 @@ def restore(
       tradewind region restore frankfurt --reason "upgrade done"
     """
     with connect(ctx) as client:
-        response = client.clear_override(pb.ClearOverrideRequest(region=region, reason=reason))
+        response = client.clear_override(pb.ClearOverrideRequest(regions=[region], reason=reason))
         _print_done(response, f"{region} restored", output)
         if wait:
             wait_for_nodes(client, response.revision, timeout)
@@ -147,7 +147,7 @@ def _request(
     region: str, action: str, reason: str, percent: float, expires: str, force: list[str]
 ) -> pb.SetOverrideRequest:
     return pb.SetOverrideRequest(
-        region=region,
+        regions=[region],
         action=action,
         reason=reason,
         percent=percent,
@@ -162,7 +162,7 @@ def _set(
     with connect(ctx) as client:
         response = client.set_override(request)
         verb = "drained" if request.action == "drain" else "failed over"
-        _print_done(response, f"{request.region} {verb} ({request.percent:g}%)", output)
+        _print_done(response, f"{request.regions[0]} {verb} ({request.percent:g}%)", output)
         if wait:
             wait_for_nodes(client, response.revision, timeout)
 

@@ -11,8 +11,8 @@ from control_plane.geodns.answers import AnswerSettings
 from control_plane.geodns.health import HealthSettings
 from control_plane.geodns.server import ServerSettings
 from runtime.identity import IdentityFiles
+from topology.fields import HostPort
 from topology.geo import PrefixRow
-from topology.resources import HostPort
 
 
 class DnsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

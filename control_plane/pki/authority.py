@@ -23,7 +23,7 @@ from runtime.clock import Clock, SystemClock
 from runtime.errors import TradewindError
 from runtime.identity import IdentityFiles, Principal
 
-ROLES = ("edge", "core", "control", "dns", "operator")
+ROLES = ("edge", "core", "control", "dns", "proxy", "viewer", "operator", "admin")
 MESH_DOMAIN = "tradewind.internal"
 CA_DAYS = 3650
 CA_CERTIFICATE = "ca.pem"

@@ -11,6 +11,10 @@ something takes exactly one. What a caller may rely on:
    each revision whole, none twice and none left out, through reconnects. Where history no longer
    reaches back to `n`, it gives one `Relisted` instead and goes on from there.
 
+4. A key put under a lease is removed, at a revision of its own, when the lease ends: revoked, or
+   not kept alive for its time to live. Time does not pass for leases while the store is down; they
+   may live longer than they should, never shorter.
+
 The caller's duty: start a watch at the revision of the listing it builds on, and on `Relisted`
 replace everything it holds under the prefix.
 """
@@ -37,6 +41,7 @@ class Entry(msgspec.Struct, frozen=True):
     key: str
     value: bytes
     revision: int
+    lease: int = 0
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -47,10 +52,11 @@ class Listing(msgspec.Struct, frozen=True):
 
 
 class Put(msgspec.Struct, frozen=True, tag=True):
-    """Set a key to a value."""
+    """Set a key to a value. It goes when the lease `lease` ends; 0: it stays."""
 
     key: str
     value: bytes
+    lease: int = 0
 
 
 class Delete(msgspec.Struct, frozen=True, tag=True):
@@ -132,6 +138,19 @@ class Store(Protocol):
         """
         ...
 
+    async def grant(self, ttl_s: float) -> int:
+        """A new lease, which ends when it is not kept alive for `ttl_s` (at least 1; etcd counts
+        whole seconds and rounds up). Puts under a lease that has ended raise `LeaseLost`."""
+        ...
+
+    async def keep_alive(self, lease: int) -> float:
+        """Renew a lease; returns how long it now lasts, in seconds. Raises `LeaseLost`."""
+        ...
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease and remove its keys. One that has ended already is no error."""
+        ...
+
     async def close(self) -> None:
         """Give back connections and tasks; pending calls and watches end."""
         ...
@@ -174,6 +193,12 @@ def check_transaction(guards: Sequence[Guard], operations: Sequence[Operation]) 
         problems.append(f"a transaction of {size} bytes; at most {MAX_TRANSACTION_BYTES}")
     if problems:
         raise InvalidRequest(tuple(problems))
+
+
+def check_ttl(ttl_s: float) -> None:
+    """Raise `InvalidRequest` unless a lease can last so long."""
+    if not 1.0 <= ttl_s <= 86_400.0:
+        raise InvalidRequest((f"a lease of {ttl_s} s; from 1 s to a day",))
 
 
 def encode_key(key: str) -> bytes:

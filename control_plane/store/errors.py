@@ -35,6 +35,14 @@ class Conflict(TradewindError):
         )
 
 
+class LeaseLost(TradewindError):
+    """The lease has ended, and its keys are gone. Ask for another, and look what changed."""
+
+    def __init__(self, lease: int) -> None:
+        self.lease = lease
+        super().__init__(f"lease {lease:x} has ended", hint="take a new lease and register again")
+
+
 class StoreUnavailable(TradewindError):
     """The store gave no answer, or none that can be used, within the time allowed.
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+import grpc.aio
 from etcd3 import etcdrpc
 
 from control_plane.store.base import (
@@ -19,11 +22,18 @@ from control_plane.store.base import (
     StoreStatus,
     check_key,
     check_transaction,
+    check_ttl,
     check_watch,
     decode_key,
     encode_key,
 )
-from control_plane.store.errors import Conflict, StoreClosed, StoreRefused, StoreUnavailable
+from control_plane.store.errors import (
+    Conflict,
+    LeaseLost,
+    StoreClosed,
+    StoreRefused,
+    StoreUnavailable,
+)
 from control_plane.store.etcd_failures import Kind, MemberFailed
 from control_plane.store.etcd_members import Members
 from control_plane.store.etcd_watch import EtcdWatch, range_of
@@ -94,6 +104,27 @@ class EtcdStore:
             raise _conflict(guards, answer)
         return int(answer.header.revision)
 
+    async def grant(self, ttl_s: float) -> int:
+        check_ttl(ttl_s)
+        self._check_open()
+        request = etcdrpc.LeaseGrantRequest(TTL=math.ceil(ttl_s))
+        return int((await self._members.write("LeaseGrant", request)).ID)
+
+    async def keep_alive(self, lease: int) -> float:
+        self._check_open()
+        request = etcdrpc.LeaseKeepAliveRequest(ID=lease)
+        answer = await self._members.read("LeaseKeepAlive", request)
+        if answer is grpc.aio.EOF:  # type: ignore[attr-defined]
+            raise StoreUnavailable("etcd ended the stream that keeps leases alive")
+        if answer.TTL <= 0:
+            raise LeaseLost(lease)
+        return float(answer.TTL)
+
+    async def revoke(self, lease: int) -> None:
+        self._check_open()
+        with contextlib.suppress(LeaseLost):
+            await self._members.write("LeaseRevoke", etcdrpc.LeaseRevokeRequest(ID=lease))
+
     async def close(self) -> None:
         self._closed = True
         await asyncio.gather(*(watch.aclose() for watch in tuple(self._watches)))
@@ -124,7 +155,7 @@ class EtcdStore:
 
 
 def _entry(kv: Any) -> Entry:
-    return Entry(decode_key(kv.key), kv.value, kv.mod_revision)
+    return Entry(decode_key(kv.key), kv.value, kv.mod_revision, kv.lease)
 
 
 def _transaction(guards: Sequence[Guard], operations: Sequence[Operation]) -> Any:
@@ -152,7 +183,11 @@ def _operation(operation: Operation) -> Any:
     key = encode_key(operation.key)
     match operation:
         case Put():
-            return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=key, value=operation.value))
+            return etcdrpc.RequestOp(
+                request_put=etcdrpc.PutRequest(
+                    key=key, value=operation.value, lease=operation.lease
+                )
+            )
         case Delete():
             return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key))
 

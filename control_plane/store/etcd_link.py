@@ -78,6 +78,7 @@ class Link:
         except OSError as error:
             raise failed(Kind.UNREACHED, f"{error.filename}: {error.strerror}") from error
         self._kv = etcdrpc.KVStub(self._channel)
+        self._lease = etcdrpc.LeaseStub(self._channel)
         self._maintenance = etcdrpc.MaintenanceStub(self._channel)
         self._auth = etcdrpc.AuthStub(self._channel)
         self._watch = etcdrpc.WatchStub(self._channel)
@@ -107,10 +108,13 @@ class Link:
         return bool(status.leader)
 
     async def call(self, method: str, request: Any, timeout_s: float) -> Any:
-        """Call one of etcd's KV methods, authenticating first where that is needed."""
+        """Call one of etcd's KV or Lease methods, authenticating first where that is needed."""
+        service = self._lease if method.startswith("Lease") else self._kv
         for attempt in (1, 2):
             used = await self._token(timeout_s)
-            send = partial(getattr(self._kv, method), metadata=_metadata(used), timeout=timeout_s)
+            send = partial(getattr(service, method), metadata=_metadata(used), timeout=timeout_s)
+            if method == "LeaseKeepAlive":
+                send = partial(_first_reply, send)
             try:
                 return await self._answer(partial(send, request))
             except MemberFailed as error:
@@ -189,6 +193,16 @@ class Link:
         if header is not None:
             self.term = max(self.term, header.raft_term)
         return answer
+
+
+async def _first_reply(open_stream: Callable[[], Any], request: Any) -> Any:
+    """One request and one reply of a method that is a stream both ways."""
+    stream = open_stream()
+    try:
+        await stream.write(request)
+        return await stream.read()
+    finally:
+        stream.cancel()
 
 
 def _metadata(token: str) -> tuple[tuple[str, str], ...]:

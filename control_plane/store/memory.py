@@ -20,10 +20,17 @@ from control_plane.store.base import (
     StoreStatus,
     check_key,
     check_transaction,
+    check_ttl,
     check_watch,
     encode_key,
 )
-from control_plane.store.errors import Conflict, InvalidRequest, StoreClosed, StoreUnavailable
+from control_plane.store.errors import (
+    Conflict,
+    InvalidRequest,
+    LeaseLost,
+    StoreClosed,
+    StoreUnavailable,
+)
 from runtime.clock import Clock, SystemClock
 
 _KEPT_CHANGES = 10_000
@@ -47,6 +54,8 @@ class MemoryStore:
         self._cut = False
         self._lose_next_reply = False
         self._closed = False
+        self._leases: dict[int, tuple[float, float]] = {}  # lease -> time to live, end by the clock
+        self._granted = 0
         self._status = StoreStatus(True, self._clock.wall(), "in memory")
 
     @property
@@ -80,11 +89,39 @@ class MemoryStore:
         differ = {key: at for key, at in found.items() if at != expected[key]}
         if differ:
             raise Conflict(differ, expected)
+        for operation in operations:
+            if isinstance(operation, Put) and operation.lease not in (0, *self._leases):
+                raise LeaseLost(operation.lease)
         self._apply(operations)
         if self._lose_next_reply:
             self._lose_next_reply = False
             raise StoreUnavailable("the store's answer was lost", ambiguous=True)
         return self._revision
+
+    async def grant(self, ttl_s: float) -> int:
+        check_ttl(ttl_s)
+        await self._arrive()
+        self._granted += 1
+        self._leases[self._granted] = (ttl_s, self._clock.now() + ttl_s)
+        return self._granted
+
+    async def keep_alive(self, lease: int) -> float:
+        await self._arrive()
+        if lease not in self._leases:
+            raise LeaseLost(lease)
+        ttl_s, _ = self._leases[lease]
+        self._leases[lease] = (ttl_s, self._clock.now() + ttl_s)
+        return ttl_s
+
+    async def revoke(self, lease: int) -> None:
+        await self._arrive()
+        self._end_lease(lease)
+
+    def expire(self) -> None:
+        """End the leases whose time has come. Every call does; a test with a manual clock may."""
+        now = self._clock.now()
+        for lease in [lease for lease, (_, end) in self._leases.items() if end <= now]:
+            self._end_lease(lease)
 
     async def close(self) -> None:
         self._closed = True
@@ -104,7 +141,9 @@ class MemoryStore:
         self._status = StoreStatus(False, self._clock.wall(), detail)
 
     def mend(self) -> None:
-        """Undo `cut`: calls work again, and watches go on where they were."""
+        """Undo `cut`: calls work again, watches go on where they were, leases begin anew."""
+        now = self._clock.now()
+        self._leases = {lease: (ttl_s, now + ttl_s) for lease, (ttl_s, _) in self._leases.items()}
         self._cut = False
         self._status = StoreStatus(True, self._clock.wall(), "in memory")
         self._wake()
@@ -120,6 +159,12 @@ class MemoryStore:
             raise StoreClosed("the store is closed")
         if self._cut:
             raise StoreUnavailable(f"the store does not answer: {self._status.detail}")
+        self.expire()
+
+    def _end_lease(self, lease: int) -> None:
+        if self._leases.pop(lease, None) is not None:
+            held = sorted(key for key, entry in self._entries.items() if entry.lease == lease)
+            self._apply([Delete(key) for key in held])
 
     def _listing(self, prefix: str) -> Listing:
         keys = sorted((key for key in self._entries if key.startswith(prefix)), key=encode_key)
@@ -131,7 +176,9 @@ class MemoryStore:
 
     def _apply(self, operations: Sequence[Operation]) -> None:
         revision = self._revision + 1
-        puts = tuple(Entry(op.key, op.value, revision) for op in operations if isinstance(op, Put))
+        puts = tuple(
+            Entry(op.key, op.value, revision, op.lease) for op in operations if isinstance(op, Put)
+        )
         deletes = tuple(
             op.key for op in operations if isinstance(op, Delete) and op.key in self._entries
         )

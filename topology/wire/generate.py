@@ -12,7 +12,12 @@ import sys
 from pathlib import Path
 
 PROTO_ROOT = Path(__file__).parent
-PROTOS = ("tradewind/v1/resource.proto", "tradewind/v1/admin.proto")
+PROTOS = (
+    "tradewind/v1/resource.proto",
+    "tradewind/v1/admin.proto",
+    "tradewind/v1/membership.proto",
+    "tradewind/v1/replicas.proto",
+)
 PACKAGE = "topology.wire.gen"
 _IMPORT = re.compile(r"^(from|import) tradewind\.", re.MULTILINE)
 

@@ -1,26 +1,18 @@
-"""The last good snapshot on disk: written whole or not at all, and checked when read.
-
-The first line is a header with a SHA-256 of the rest, so that a damaged file is told from a
-good one before anything in it is believed.
-"""
+"""The last good snapshot on disk: written whole or not at all, and checked when read."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import os
-import tempfile
 from pathlib import Path
 
-from runtime import logs
+from runtime import atomic_file, logs
 from runtime.errors import TradewindError
 from runtime.validation import InvalidDocument
 from topology.snapshot import Snapshot
 
 log = logs.get("last-good")
 
-_MAGIC = b"tradewind-snapshot-1 sha256="
+_WHAT = "snapshot"
 
 
 class DamagedSnapshot(TradewindError):
@@ -30,11 +22,13 @@ class DamagedSnapshot(TradewindError):
 class LastGood:
     """Keeps the newest snapshot in a file, from a thread, so that the event loop never waits.
 
-    A snapshot that a newer one overtakes before its turn is never written.
+    A snapshot that a newer one overtakes before its turn is never written. A failed write (a
+    full disk) is logged and counted in `failures`; the file keeps what it had.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.failures = 0
         self._unsaved: Snapshot | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -63,52 +57,21 @@ class LastGood:
             try:
                 await asyncio.to_thread(save, self.path, snapshot)
             except OSError as error:
+                self.failures += 1
                 log.error("the snapshot was not saved", path=str(self.path), reason=str(error))
 
 
 def save(path: Path, snapshot: Snapshot) -> None:
-    """Replace `path` atomically; after a crash it holds the old snapshot or this one.
-
-    Blocks on the disk (fsync): call it from a thread. Raises `OSError`.
-    """
-    body = snapshot.encode()
-    header = _MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(header + body)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
-    _sync_folder(path.parent)
+    """Replace `path` atomically; blocks on the disk (fsync). Raises `OSError`."""
+    atomic_file.save(path, _WHAT, snapshot.encode())
 
 
 def load(path: Path) -> Snapshot | None:
     """The snapshot in `path`; None where there is no file. Raises `DamagedSnapshot`."""
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DamagedSnapshot(f"cannot read {path}: {error.strerror}") from error
-    header, _, body = data.partition(b"\n")
-    expected = _MAGIC + hashlib.sha256(body).hexdigest().encode()
-    if header != expected:
-        raise DamagedSnapshot(f"{path} is damaged: its checksum does not fit its content")
-    try:
-        return Snapshot.decode(body, str(path))
+        body = atomic_file.load(path, _WHAT)
+        return None if body is None else Snapshot.decode(body, str(path))
+    except atomic_file.DamagedFile as error:
+        raise DamagedSnapshot(str(error)) from error
     except InvalidDocument as error:
         raise DamagedSnapshot(f"{path} cannot be used: {error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

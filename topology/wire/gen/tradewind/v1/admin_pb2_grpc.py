@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class AdminStub:
     """What operators and their tools may ask of the control plane. Every call is authorised by the
-    role in the caller's certificate (`operator`), and every error carries an ErrorDetail in the
+    role in the caller's certificate (`viewer`, `operator`, `admin`), and every error carries an ErrorDetail in the
     trailing metadata `grpc-status-details-bin` (google.rpc.Status).
     """
 
@@ -67,11 +67,36 @@ class AdminStub:
                 request_serializer=tradewind_dot_v1_dot_admin__pb2.ClearOverrideRequest.SerializeToString,
                 response_deserializer=tradewind_dot_v1_dot_admin__pb2.ApplyResponse.FromString,
                 _registered_method=True)
+        self.History = channel.unary_unary(
+                '/tradewind.v1.Admin/History',
+                request_serializer=tradewind_dot_v1_dot_admin__pb2.HistoryRequest.SerializeToString,
+                response_deserializer=tradewind_dot_v1_dot_admin__pb2.HistoryResponse.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/tradewind.v1.Admin/Rollback',
+                request_serializer=tradewind_dot_v1_dot_admin__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=tradewind_dot_v1_dot_admin__pb2.ApplyResponse.FromString,
+                _registered_method=True)
+        self.VerifyAudit = channel.unary_unary(
+                '/tradewind.v1.Admin/VerifyAudit',
+                request_serializer=tradewind_dot_v1_dot_admin__pb2.VerifyAuditRequest.SerializeToString,
+                response_deserializer=tradewind_dot_v1_dot_admin__pb2.VerifyAuditResponse.FromString,
+                _registered_method=True)
+        self.GetRollout = channel.unary_unary(
+                '/tradewind.v1.Admin/GetRollout',
+                request_serializer=tradewind_dot_v1_dot_admin__pb2.GetRolloutRequest.SerializeToString,
+                response_deserializer=tradewind_dot_v1_dot_admin__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.ControlRollout = channel.unary_unary(
+                '/tradewind.v1.Admin/ControlRollout',
+                request_serializer=tradewind_dot_v1_dot_admin__pb2.ControlRolloutRequest.SerializeToString,
+                response_deserializer=tradewind_dot_v1_dot_admin__pb2.Rollout.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
     """What operators and their tools may ask of the control plane. Every call is authorised by the
-    role in the caller's certificate (`operator`), and every error carries an ErrorDetail in the
+    role in the caller's certificate (`viewer`, `operator`, `admin`), and every error carries an ErrorDetail in the
     trailing metadata `grpc-status-details-bin` (google.rpc.Status).
     """
 
@@ -113,6 +138,37 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def History(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """A change that makes everything as it was after the change at `to_revision`. Overrides stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyAudit(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRollout(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ControlRollout(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +202,31 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=tradewind_dot_v1_dot_admin__pb2.ClearOverrideRequest.FromString,
                     response_serializer=tradewind_dot_v1_dot_admin__pb2.ApplyResponse.SerializeToString,
             ),
+            'History': grpc.unary_unary_rpc_method_handler(
+                    servicer.History,
+                    request_deserializer=tradewind_dot_v1_dot_admin__pb2.HistoryRequest.FromString,
+                    response_serializer=tradewind_dot_v1_dot_admin__pb2.HistoryResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=tradewind_dot_v1_dot_admin__pb2.RollbackRequest.FromString,
+                    response_serializer=tradewind_dot_v1_dot_admin__pb2.ApplyResponse.SerializeToString,
+            ),
+            'VerifyAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyAudit,
+                    request_deserializer=tradewind_dot_v1_dot_admin__pb2.VerifyAuditRequest.FromString,
+                    response_serializer=tradewind_dot_v1_dot_admin__pb2.VerifyAuditResponse.SerializeToString,
+            ),
+            'GetRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRollout,
+                    request_deserializer=tradewind_dot_v1_dot_admin__pb2.GetRolloutRequest.FromString,
+                    response_serializer=tradewind_dot_v1_dot_admin__pb2.Rollout.SerializeToString,
+            ),
+            'ControlRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ControlRollout,
+                    request_deserializer=tradewind_dot_v1_dot_admin__pb2.ControlRolloutRequest.FromString,
+                    response_serializer=tradewind_dot_v1_dot_admin__pb2.Rollout.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'tradewind.v1.Admin', rpc_method_handlers)
@@ -156,7 +237,7 @@ def add_AdminServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Admin:
     """What operators and their tools may ask of the control plane. Every call is authorised by the
-    role in the caller's certificate (`operator`), and every error carries an ErrorDetail in the
+    role in the caller's certificate (`viewer`, `operator`, `admin`), and every error carries an ErrorDetail in the
     trailing metadata `grpc-status-details-bin` (google.rpc.Status).
     """
 
@@ -312,6 +393,141 @@ class Admin:
             '/tradewind.v1.Admin/ClearOverride',
             tradewind_dot_v1_dot_admin__pb2.ClearOverrideRequest.SerializeToString,
             tradewind_dot_v1_dot_admin__pb2.ApplyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def History(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tradewind.v1.Admin/History',
+            tradewind_dot_v1_dot_admin__pb2.HistoryRequest.SerializeToString,
+            tradewind_dot_v1_dot_admin__pb2.HistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tradewind.v1.Admin/Rollback',
+            tradewind_dot_v1_dot_admin__pb2.RollbackRequest.SerializeToString,
+            tradewind_dot_v1_dot_admin__pb2.ApplyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tradewind.v1.Admin/VerifyAudit',
+            tradewind_dot_v1_dot_admin__pb2.VerifyAuditRequest.SerializeToString,
+            tradewind_dot_v1_dot_admin__pb2.VerifyAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tradewind.v1.Admin/GetRollout',
+            tradewind_dot_v1_dot_admin__pb2.GetRolloutRequest.SerializeToString,
+            tradewind_dot_v1_dot_admin__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ControlRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tradewind.v1.Admin/ControlRollout',
+            tradewind_dot_v1_dot_admin__pb2.ControlRolloutRequest.SerializeToString,
+            tradewind_dot_v1_dot_admin__pb2.Rollout.FromString,
             options,
             channel_credentials,
             insecure,

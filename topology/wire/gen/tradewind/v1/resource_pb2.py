@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btradewind/v1/resource.proto\x12\x0ctradewind.v1\"4\n\x08Resource\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04json\x18\x03 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btradewind/v1/resource.proto\x12\x0ctradewind.v1\"4\n\x08Resource\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04json\x18\x03 \x01(\x0c\"\'\n\tDirective\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04json\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,4 +33,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RESOURCE']._serialized_start=45
   _globals['_RESOURCE']._serialized_end=97
+  _globals['_DIRECTIVE']._serialized_start=99
+  _globals['_DIRECTIVE']._serialized_end=138
 # @@protoc_insertion_point(module_scope)

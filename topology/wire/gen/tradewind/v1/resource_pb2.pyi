@@ -13,3 +13,11 @@ class Resource(_message.Message):
     name: str
     json: bytes
     def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., json: _Optional[bytes] = ...) -> None: ...
+
+class Directive(_message.Message):
+    __slots__ = ("node", "json")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    json: bytes
+    def __init__(self, node: _Optional[str] = ..., json: _Optional[bytes] = ...) -> None: ...

@@ -1,0 +1,112 @@
+"""What the director decided, as this replica knows it: followed in the store, kept on disk.
+
+Every replica follows it, the director's own too. While the store is away, or after a restart
+without it, the last one known is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from control_plane import keys
+from control_plane.director import state as states
+from control_plane.director.state import Outlook, State, directive_for
+from control_plane.store.base import Change, Entry, Store
+from control_plane.store.errors import StoreUnavailable
+from runtime import logs
+from runtime.atomic_file import CheckedFile
+from runtime.backoff import Backoff
+from runtime.validation import InvalidDocument
+from topology.directive import Directive
+
+log = logs.get("directives")
+
+_RETRY_MIN_S = 0.1
+_RETRY_MAX_S = 2.0
+
+
+class Directives:
+    """Use within one event loop: `start()`, read `state` and `outlook`, `await close()`.
+
+    `on_change` callbacks run on the loop whenever `state` became another one.
+    """
+
+    def __init__(self, store: Store, kept: Path | None, rng: Random) -> None:
+        self._store = store
+        self._disk = CheckedFile(kept, "directives") if kept is not None else None
+        self._backoff = Backoff(_RETRY_MIN_S, _RETRY_MAX_S, rng.random)
+        self._listeners: list[Callable[[], None]] = []
+        self._task: asyncio.Task[None] | None = None
+        self.state = State()
+        self.revision = 0  # at which `state` was written; 0: none, or from disk
+        self.outlook = Outlook()
+        self.followed = False  # what is held is what the store holds, as far as anybody can say
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    def directive_for(self, node: str) -> Directive:
+        """What `node` is to be told now."""
+        return directive_for(self.state, node)
+
+    def start(self) -> None:
+        data = self._disk.load() if self._disk is not None else None
+        if data is not None:
+            try:
+                self.state = states.decode(data, "the directives on disk")
+            except InvalidDocument as error:
+                log.error("the directives on disk are ignored", reason=str(error))
+        self._task = asyncio.create_task(self._follow_forever(), name="directives")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._disk is not None:
+            await self._disk.close()
+
+    async def _follow_forever(self) -> None:
+        while True:
+            try:
+                await self._follow()
+                reason = "the watch ended"
+            except StoreUnavailable as error:
+                reason = str(error)
+            except Exception as error:  # the replica serves on, and says what happened
+                log.exception("following the director failed")
+                reason = repr(error)
+            self.followed = False
+            delay_s = self._backoff.next_s()
+            log.info("the director is not followed", reason=reason, retry_in_s=round(delay_s, 2))
+            await asyncio.sleep(delay_s)
+
+    async def _follow(self) -> None:
+        listing = await self._store.list(keys.DIRECTOR)
+        self._take(listing.entries)
+        self.followed = True
+        self._backoff.reset()
+        watch = self._store.watch(keys.DIRECTOR, after=listing.revision)
+        async with contextlib.aclosing(watch):
+            async for item in watch:
+                self._take(item.puts if isinstance(item, Change) else item.listing.entries)
+
+    def _take(self, entries: tuple[Entry, ...]) -> None:
+        for entry in entries:
+            try:
+                if entry.key == keys.DIRECTOR_STATE:
+                    self._adopt(states.decode(entry.value, entry.key), entry)
+                elif entry.key == keys.OUTLOOK:
+                    self.outlook = states.decode_outlook(entry.value, entry.key)
+            except InvalidDocument as error:
+                log.error("what the director wrote is ignored", reason=str(error))
+
+    def _adopt(self, state: State, entry: Entry) -> None:
+        self.state, self.revision = state, entry.revision
+        if self._disk is not None:
+            self._disk.keep(entry.value)
+        for listener in self._listeners:
+            listener()

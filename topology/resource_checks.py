@@ -1,0 +1,95 @@
+"""What the types of a resource's fields alone cannot say."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from runtime.validation import Problem, describe
+
+_HOST_NAME = re.compile(r"^([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_-]{1,63}\.?$", re.I)
+_EMAIL = re.compile(r"^[^@\s]+@[^@\s]+$")
+
+
+def beyond_types(kind: str, spec: object, source: str) -> list[Problem]:
+    if not isinstance(spec, dict):
+        return []
+    problems: list[Problem] = []
+
+    def require(good: bool, path: str, found: object, allowed: str) -> None:
+        if not good:
+            problems.append(Problem(source, path, describe(found), allowed))
+
+    match kind:
+        case "EdgeSite":
+            for index, address in enumerate(_list(spec.get("addresses"))):
+                require(_is_address(address), f"spec.addresses[{index}]", address, "an IP address")
+        case "Region":
+            for field in ("cores", "endpoints"):
+                for index, address in enumerate(_list(spec.get(field))):
+                    path = f"spec.{field}[{index}]"
+                    require(_port_fits(address), path, address, "host:port, port 1 to 65535")
+        case "Link":
+            require(
+                spec.get("source") != spec.get("target") or not spec.get("source"),
+                "spec.target",
+                spec.get("target"),
+                "a region other than the source",
+            )
+            address = spec.get("address")
+            require(
+                address is None or _port_fits(address),
+                "spec.address",
+                address,
+                "host:port, port 1 to 65535",
+            )
+        case "Policy":
+            rollout = spec.get("rollout")
+            steps = _list(rollout.get("steps")) if isinstance(rollout, dict) else []
+            good = steps == sorted(set(steps), key=_number) and steps[-1:] in ([], [100], [100.0])
+            require(good, "spec.rollout.steps", steps, "rising percentages, 100 the last")
+        case "Zone":
+            contact = spec.get("contact")
+            if isinstance(contact, str):
+                require(bool(_EMAIL.match(contact)), "spec.contact", contact, "an e-mail address")
+            for index, server in enumerate(_list(spec.get("nameservers"))):
+                if not isinstance(server, dict):
+                    continue
+                name = server.get("name")
+                if isinstance(name, str):
+                    path = f"spec.nameservers[{index}].name"
+                    require(bool(_HOST_NAME.match(name)), path, name, "a host name")
+                for j, address in enumerate(_list(server.get("addresses"))):
+                    path = f"spec.nameservers[{index}].addresses[{j}]"
+                    require(_is_address(address), path, address, "an IP address")
+            for index, entry in enumerate(_list(spec.get("names"))):
+                name = entry.get("name") if isinstance(entry, dict) else None
+                if isinstance(name, str) and name != "@":
+                    path = f"spec.names[{index}].name"
+                    require(bool(_HOST_NAME.match(name)), path, name, "a host name or '@'")
+    return problems
+
+
+def _list(value: object) -> list[object]:
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _is_address(value: object) -> bool:
+    if not isinstance(value, str):
+        return True  # the type check has said so already
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _port_fits(value: object) -> bool:
+    if not isinstance(value, str):
+        return True
+    port = value.rpartition(":")[2]
+    return not port.isdigit() or 1 <= int(port) <= 65535
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0
