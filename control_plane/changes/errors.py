@@ -11,7 +11,10 @@ from topology.resources import Key
 RESIDENCY = "residency"
 LAST_REGION = "last-region"
 MANY = "many"
-RULES = (RESIDENCY, LAST_REGION, MANY)
+CAPACITY = "capacity"
+ROLLOUT = "rollout"  # another change is being rolled out
+EMPTY_SELECTOR = "empty-selector"
+RULES = (RESIDENCY, LAST_REGION, MANY, CAPACITY, ROLLOUT, EMPTY_SELECTOR)
 
 
 class Refusal(Struct, frozen=True):

@@ -31,13 +31,22 @@ _VERBS = {
     "status": "control_plane.cli.status:app",
     "explain": "control_plane.cli.explain:app",
     "region": "control_plane.cli.region:app",
+    "rollout": "control_plane.cli.rollout:app",
+    "history": "control_plane.cli.history:app",
+    "rollback": "control_plane.cli.rollback:app",
+    "audit": "control_plane.cli.audit:app",
     "tenant": "control_plane.cli.tenant:app",
     "pki": "control_plane.cli.pki:app",
     "control-plane": "control_plane.cli.control_plane:app",
     "dns": "control_plane.cli.dns:app",
 }
 # Verbs that talk to the control plane, and the options that all of them share.
-_REMOTE = frozenset({"apply", "diff", "delete", "get", "status", "explain", "region"})
+_REMOTE = frozenset(
+    (
+        *("apply", "diff", "delete", "get", "status", "explain", "region"),
+        *("rollout", "history", "rollback", "audit"),
+    )
+)
 _GLOBAL = ("--endpoint", "--identity")
 PLUGINS = "tradewind.commands"
 

@@ -30,14 +30,41 @@ ForceLastRegion = Annotated[
 ForceMany = Annotated[
     bool, typer.Option("--force-many", help="Even more than 30% of the resources of a kind.")
 ]
+ForceCapacity = Annotated[
+    bool, typer.Option("--force-capacity", help="Even where a region would get more than it can.")
+]
+ForceRollout = Annotated[
+    bool, typer.Option("--force-rollout", help="Even while another change is being rolled out.")
+]
+ForceEmptySelector = Annotated[
+    bool, typer.Option("--force-empty-selector", help="Even where nothing is named.")
+]
+Immediate = Annotated[
+    bool,
+    typer.Option("--immediate", help="To all nodes at once, whatever Policy says of rollouts."),
+]
 Timeout = Annotated[
     float, typer.Option(help="How long to wait for nodes, in seconds.", min=0.0, max=3600.0)
 ]
 
 
-def forced(residency: bool, last_region: bool, many: bool) -> list[str]:
+def forced(
+    residency: bool = False,
+    last_region: bool = False,
+    many: bool = False,
+    capacity: bool = False,
+    rollout: bool = False,
+    empty_selector: bool = False,
+) -> list[str]:
     """The names of the rules to overrule, as the admin API takes them."""
-    rules = {"residency": residency, "last-region": last_region, "many": many}
+    rules = {
+        "residency": residency,
+        "last-region": last_region,
+        "many": many,
+        "capacity": capacity,
+        "rollout": rollout,
+        "empty-selector": empty_selector,
+    }
     return [rule for rule, wanted in rules.items() if wanted]
 
 
