@@ -1,0 +1,93 @@
+"""What this replica sees by itself: load reports, heartbeats and acknowledgements, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from control_plane.director.observed import (
+    CoreReport,
+    EdgeReport,
+    NodeState,
+    Observed,
+    RegionSeen,
+)
+from control_plane.discovery.session import Session
+from runtime.clock import Clock
+
+
+class Loads(Protocol):
+    """Load reports (LRS)."""
+
+    def edges(self) -> Mapping[str, EdgeReport]: ...
+
+
+class Heartbeats(Protocol):
+    """Heartbeats of members."""
+
+    def seen(self) -> Mapping[str, Mapping[str, RegionSeen]]: ...
+
+    def cores(self) -> Mapping[str, CoreReport]: ...
+
+
+class Sessions(Protocol):
+    """Discovery's nodes."""
+
+    @property
+    def sessions(self) -> Iterable[Session]: ...
+
+
+class Local:
+    """Puts the parts together when asked. `stale()`: whether this replica misses its store."""
+
+    def __init__(
+        self, loads: Loads, heartbeats: Heartbeats, discovery: Sessions, clock: Clock
+    ) -> None:
+        self._loads = loads
+        self._heartbeats = heartbeats
+        self._discovery = discovery
+        self._clock = clock
+        self.stale = False
+
+    def observe(self) -> Observed:
+        now_s = self._clock.wall()
+        return Observed(
+            at_s=now_s,
+            edges=merged(self._loads.edges(), self._heartbeats.seen(), now_s),
+            cores=dict(self._heartbeats.cores()),
+            nodes={s.node_id: self._node(s) for s in self._discovery.sessions},
+        )
+
+    def _node(self, session: Session) -> NodeState:
+        return NodeState(
+            node=session.node_id,
+            connected=session.connected,
+            since_s=session.since_s,
+            acked_revision=session.acked_revision,
+            acked_directive=session.acked_directive,
+            nack_revision=session.nack.revision if session.nack else 0,
+            nack_reason=session.nack.reason if session.nack else "",
+            stale=self.stale,
+        )
+
+
+def merged(
+    loads: Mapping[str, EdgeReport], seen: Mapping[str, Mapping[str, RegionSeen]], now_s: float
+) -> dict[str, EdgeReport]:
+    """Load reports with the reachability and distance that heartbeats told. Either may lack."""
+    out: dict[str, EdgeReport] = {}
+    for node in {*loads, *(n for n in seen if n.startswith("edge/"))}:
+        edge = node.split("/")[1]
+        report = loads.get(node) or EdgeReport(node=node, edge=edge, at_s=now_s)
+        regions = dict(report.regions)
+        for region, view in seen.get(node, {}).items():
+            held = regions.get(region)
+            regions[region] = (
+                view
+                if held is None
+                else msgspec.structs.replace(held, reachable=view.reachable, rtt_ms=view.rtt_ms)
+            )
+        out[node] = msgspec.structs.replace(report, regions=regions)
+    return out
