@@ -41,7 +41,7 @@ ForceEmptySelector = Annotated[
 ]
 Immediate = Annotated[
     bool,
-    typer.Option("--immediate", help="To all nodes at once, whatever Policy says of rollouts."),
+    typer.Option("--immediate", help="To all nodes at once, whatever Policy says."),
 ]
 Timeout = Annotated[
     float, typer.Option(help="How long to wait for nodes, in seconds.", min=0.0, max=3600.0)

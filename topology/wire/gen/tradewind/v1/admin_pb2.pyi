@@ -387,7 +387,7 @@ class HistoryResponse(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[HistoryEntry, _Mapping]]] = ..., oldest_number: _Optional[int] = ...) -> None: ...
 
 class HistoryEntry(_message.Message):
-    __slots__ = ("number", "revision", "time_s", "author", "reason", "changes", "forced", "replica")
+    __slots__ = ("number", "revision", "time_s", "author", "reason", "changes", "forced", "replica", "hash", "previous")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     TIME_S_FIELD_NUMBER: _ClassVar[int]
@@ -396,6 +396,8 @@ class HistoryEntry(_message.Message):
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     FORCED_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
     number: int
     revision: int
     time_s: float
@@ -404,7 +406,9 @@ class HistoryEntry(_message.Message):
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     forced: _containers.RepeatedScalarFieldContainer[str]
     replica: str
-    def __init__(self, number: _Optional[int] = ..., revision: _Optional[int] = ..., time_s: _Optional[float] = ..., author: _Optional[str] = ..., reason: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., forced: _Optional[_Iterable[str]] = ..., replica: _Optional[str] = ...) -> None: ...
+    hash: str
+    previous: str
+    def __init__(self, number: _Optional[int] = ..., revision: _Optional[int] = ..., time_s: _Optional[float] = ..., author: _Optional[str] = ..., reason: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., forced: _Optional[_Iterable[str]] = ..., replica: _Optional[str] = ..., hash: _Optional[str] = ..., previous: _Optional[str] = ...) -> None: ...
 
 class RollbackRequest(_message.Message):
     __slots__ = ("to_revision", "dry_run", "force", "reason", "immediate")
@@ -425,20 +429,22 @@ class VerifyAuditRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class VerifyAuditResponse(_message.Message):
-    __slots__ = ("intact", "entries", "first_number", "last_number", "head_hash", "broken_at")
+    __slots__ = ("intact", "entries", "first_number", "last_number", "head_hash", "broken_at", "unchained")
     INTACT_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     FIRST_NUMBER_FIELD_NUMBER: _ClassVar[int]
     LAST_NUMBER_FIELD_NUMBER: _ClassVar[int]
     HEAD_HASH_FIELD_NUMBER: _ClassVar[int]
     BROKEN_AT_FIELD_NUMBER: _ClassVar[int]
+    UNCHAINED_FIELD_NUMBER: _ClassVar[int]
     intact: bool
     entries: int
     first_number: int
     last_number: int
     head_hash: str
     broken_at: str
-    def __init__(self, intact: _Optional[bool] = ..., entries: _Optional[int] = ..., first_number: _Optional[int] = ..., last_number: _Optional[int] = ..., head_hash: _Optional[str] = ..., broken_at: _Optional[str] = ...) -> None: ...
+    unchained: int
+    def __init__(self, intact: _Optional[bool] = ..., entries: _Optional[int] = ..., first_number: _Optional[int] = ..., last_number: _Optional[int] = ..., head_hash: _Optional[str] = ..., broken_at: _Optional[str] = ..., unchained: _Optional[int] = ...) -> None: ...
 
 class GetRolloutRequest(_message.Message):
     __slots__ = ()
