@@ -23,9 +23,12 @@ from random import Random
 import msgspec
 
 from control_plane import keys
+from control_plane.changes import rollout_record
+from control_plane.changes.rollout_record import RolloutRecord
 from control_plane.store.base import Change, Entry, Listing, Relisted, Store
 from control_plane.store.errors import StoreUnavailable
 from runtime import logs
+from runtime.atomic_file import CheckedFile
 from runtime.backoff import Backoff
 from runtime.clock import Clock
 from runtime.validation import InvalidDocument, Problem
@@ -49,6 +52,8 @@ class View(msgspec.Struct, frozen=True):
     problems: tuple[Problem, ...]  # what in the store could not be used
     seen_revision: int  # how far the store has been followed; above the snapshot's: see problems
     withheld: bool  # the store is empty, and the snapshot is kept in spite of it
+    rollout: RolloutRecord | None = None  # the last one that was staged, under way or over
+    rollout_revision: int = 0  # at which it was written; 0: there is none, or it is from disk
 
     @property
     def ready(self) -> bool:
@@ -62,14 +67,20 @@ class Decoded:
     def __init__(self) -> None:
         self._good: dict[str, Resource] = {}
         self._bad: dict[str, InvalidDocument] = {}
+        self._rollout_problems: tuple[Problem, ...] = ()
+        self.rollout: RolloutRecord | None = None
+        self.rollout_revision = 0
 
     def replace(self, entries: Iterable[Entry]) -> None:
         self._good.clear()
         self._bad.clear()
+        self._take_rollout(None)
         self.put(entries)
 
     def put(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
+            if entry.key == keys.ROLLOUT:
+                self._take_rollout(entry)
             if entry.key in keys.RESERVED:
                 continue
             self.delete([entry.key])
@@ -80,8 +91,22 @@ class Decoded:
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
+            if path == keys.ROLLOUT:
+                self._take_rollout(None)
             self._good.pop(path, None)
             self._bad.pop(path, None)
+
+    def _take_rollout(self, entry: Entry | None) -> None:
+        """A damaged one counts as none: every node is served what the store holds."""
+        self.rollout, self.rollout_revision, self._rollout_problems = None, 0, ()
+        if entry is None:
+            return
+        self.rollout_revision = entry.revision
+        try:
+            self.rollout = rollout_record.decode(entry.value, entry.revision)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            allowed = "a rollout: all nodes are served the newest until one is written"
+            self._rollout_problems = (Problem(entry.key, "", str(error), allowed),)
 
     @property
     def empty(self) -> bool:
@@ -95,7 +120,8 @@ class Decoded:
             found = f"nothing, where revision {last_good.revision} had {len(last_good)} resources"
             allowed = "a store that was not wiped; apply everything again to accept this one"
             return last_good, (Problem(keys.RESOURCES, "", found, allowed),), True
-        problems = tuple(p for error in self._bad.values() for p in error.problems)
+        problems = self._rollout_problems
+        problems += tuple(p for error in self._bad.values() for p in error.problems)
         resources = list(self._good.values())
         for path in self._bad:
             kept = last_good.get(keys.resource_at(path))
@@ -117,6 +143,20 @@ def decode_entry(entry: Entry) -> Resource:
     return msgspec.structs.replace(resource, revision=entry.revision)
 
 
+def same_content(one: Snapshot, other: Snapshot) -> bool:
+    """Whether two snapshots are the same at the same revision, so that one need not follow the
+    other."""
+    return (
+        one.revision == other.revision
+        and len(one) == len(other)
+        and all(other.get(resource.key) == resource for resource in one)
+    )
+
+
+def _rollout_file(last_good: Path) -> CheckedFile:
+    return CheckedFile(last_good.with_name(f"{last_good.name}.rollout"), "rollout")
+
+
 class Catalog:
     """Use within one event loop: `start()`, read `view`, `await close()`.
 
@@ -126,9 +166,11 @@ class Catalog:
     def __init__(self, store: Store, last_good: Path | None, clock: Clock, rng: Random) -> None:
         self._store = store
         self._disk = LastGood(last_good) if last_good is not None else None
+        self._rollout_disk = _rollout_file(last_good) if last_good is not None else None
         self._backoff = Backoff(_RETRY_MIN_S, _RETRY_MAX_S, rng.random)
         self._decoded = Decoded()
         self._listed = False
+        self._newest = 0  # of the entries that are no rollout
         self._listeners: list[Callable[[], None]] = []
         self._waiters: set[asyncio.Future[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -158,7 +200,7 @@ class Catalog:
         kept = self._disk.load() if self._disk is not None else None
         if kept is not None:
             log.info("started from the last good snapshot", revision=kept.revision)
-            self._publish(snapshot=kept)
+            self._publish(snapshot=kept, rollout=self._rollout_on_disk())
         self._tasks = [
             asyncio.create_task(self._follow_forever(), name="catalog"),
             asyncio.create_task(self._poll_status(), name="catalog-status"),
@@ -170,6 +212,8 @@ class Catalog:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._disk is not None:
             await self._disk.close()
+        if self._rollout_disk is not None:
+            await self._rollout_disk.close()
 
     async def reached(self, revision: int, timeout_s: float) -> bool:
         """Wait until the store has been followed up to `revision`; False when that took longer."""
@@ -217,28 +261,53 @@ class Catalog:
         self._decoded.replace(listing.entries)
         self._listed = True
         # Of the entries, not of the whole store: replicas agree on it whenever they listed.
-        newest = max((entry.revision for entry in listing.entries), default=0)
-        self._assemble(newest, listing.revision)
+        # Nor of the rollout, which moves on by itself and changes no resource.
+        entries = (entry for entry in listing.entries if entry.key != keys.ROLLOUT)
+        self._newest = max((entry.revision for entry in entries), default=0)
+        self._assemble(self._newest, listing.revision)
 
     def _apply(self, change: Change) -> None:
         self._decoded.put(change.puts)
         self._decoded.delete(change.deletes)
-        self._assemble(change.revision, change.revision)
+        touched = {entry.key for entry in change.puts} | set(change.deletes)
+        if touched - {keys.ROLLOUT}:
+            self._newest = change.revision
+        self._assemble(self._newest, change.revision)
 
     def _assemble(self, revision: int, seen_revision: int) -> None:
         last = self._view.snapshot
         snapshot, problems, withheld = self._decoded.assemble(revision, last)
         if problems and problems != self._view.problems:
             log.error("the store holds what cannot be used", problems=[str(p) for p in problems])
+        if same_content(snapshot, last):
+            snapshot = last
+        rollout = last_rollout = self._view.rollout
+        if not withheld:
+            rollout = self._decoded.rollout
+        if self._rollout_disk is not None and rollout != last_rollout:
+            # Before the snapshot: what only some nodes are to have must not look finished.
+            self._rollout_disk.keep(rollout_record.encode(rollout) if rollout else b"")
         self._publish(
             snapshot=snapshot,
             problems=problems,
             seen_revision=seen_revision,
             withheld=withheld,
+            rollout=rollout,
+            rollout_revision=self._decoded.rollout_revision,
             stale_since_s=self._stale_since_s(),
         )
         if self._disk is not None and snapshot is not last:
             self._disk.keep(snapshot)
+
+    def _rollout_on_disk(self) -> RolloutRecord | None:
+        data = self._rollout_disk.load() if self._rollout_disk is not None else None
+        if not data:
+            return None
+        try:
+            return rollout_record.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            log.error("the rollout on disk is ignored", reason=str(error))
+            return None
 
     async def _poll_status(self) -> None:
         while True:

@@ -26,6 +26,7 @@ class Directive(Struct, frozen=True, omit_defaults=True):
     shares: dict[str, dict[str, float]] = {}
     shed: dict[str, float] = {}  # demand class -> share that no region has room for
     drains: dict[str, float] = {}  # region -> percent of a paced override that holds now
+    overrides: dict[str, int] = {}  # region -> revision of the Override that `drains` is of
     down: tuple[str, ...] = ()  # regions that are down for everybody
     quotas: dict[str, float] = {}  # tenant -> requests per second that this node may admit
 

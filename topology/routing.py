@@ -8,11 +8,12 @@ the tenant and the model allow; then operators' overrides; then what the edge se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 from msgspec import Struct
 
+from topology.directive import NONE, Directive
 from topology.resources import ANY, Key, ModelSpec, OverrideSpec, RouteSpec, TenantSpec
 from topology.snapshot import Snapshot
 
@@ -64,11 +65,13 @@ def decide(
     views: Views,
     now_s: float,
     draw: float = 0.0,
+    directive: Directive = NONE,
 ) -> Decision:
     """Order the regions for one request of `tenant` for `model` at `edge`.
 
     `now_s` is Unix time (overrides expire); `draw` in [0, 1) is the request's place in a partial
-    drain: a region drained by 30% loses the requests that drew less than 0.3.
+    drain: a region drained by 30% loses the requests that drew less than 0.3. `directive` is what
+    the director told this edge last: where paced drains stand.
     """
     model_spec = snapshot.models.get(model)
     tenant_spec = snapshot.tenants.get(tenant)
@@ -80,7 +83,9 @@ def decide(
     if found is None:
         return Decision((), (), refusal="no_route")
     name, route = found
-    return _order(snapshot, edge, (name, route), model_spec, tenant_spec, views, now_s, draw)
+    return _order(
+        snapshot, edge, (name, route), model_spec, tenant_spec, views, now_s, draw, directive
+    )
 
 
 def selects(selectors: tuple[str, ...], name: str) -> bool:
@@ -101,13 +106,50 @@ def route_for(snapshot: Snapshot, tenant: str, model: str) -> tuple[str, RouteSp
 
 
 def active_override(snapshot: Snapshot, region: str, now_s: float) -> OverrideSpec | None:
-    """The strongest override on `region` that has not expired."""
-    active = [
-        spec
-        for spec in snapshot.overrides.values()
-        if spec.region == region and (spec.expires_s is None or spec.expires_s > now_s)
-    ]
+    """The override on `region` that has not expired and goes the furthest."""
+    active = (spec for _, spec in _active(snapshot, region, now_s))
     return max(active, key=lambda spec: spec.percent, default=None)
+
+
+class Standing(Struct, frozen=True):
+    """An override, and how much of the region's requests it moves away now."""
+
+    override: OverrideSpec
+    percent: float
+
+
+def standing(
+    snapshot: Snapshot, region: str, now_s: float, directive: Directive = NONE
+) -> Standing | None:
+    """The override on `region` that holds strongest now.
+
+    A paced one holds as the director last said; where it has said nothing of this override, it
+    stands where it began, for as long as it takes.
+    """
+    strongest: Standing | None = None
+    for name, override in _active(snapshot, region, now_s):
+        percent = override.percent
+        if override.over_s > 0:
+            percent = override.from_percent
+            if region in directive.drains and _knows(directive, snapshot, region, name):
+                percent = directive.drains[region]
+        if strongest is None or percent > strongest.percent:
+            strongest = Standing(override, percent)
+    return strongest
+
+
+def _active(snapshot: Snapshot, region: str, now_s: float) -> Iterator[tuple[str, OverrideSpec]]:
+    for name, spec in snapshot.overrides.items():
+        if spec.region == region and (spec.expires_s is None or spec.expires_s > now_s):
+            yield name, spec
+
+
+def _knows(directive: Directive, snapshot: Snapshot, region: str, name: str) -> bool:
+    """Whether the directive's drain is of this override, or of one that comes after it: not of
+    an earlier one, which was replaced when no director was there to see it."""
+    held = snapshot.get(Key("Override", name))
+    told = directive.overrides.get(region)
+    return held is None or told is None or told >= held.revision
 
 
 def _order(
@@ -119,6 +161,7 @@ def _order(
     views: Views,
     now_s: float,
     draw: float,
+    directive: Directive,
 ) -> Decision:
     route_name, route = named_route
     candidates: list[Candidate] = []
@@ -126,7 +169,7 @@ def _order(
     for region, spec in snapshot.regions.items():
         exclusion = _exclusion(snapshot, region, spec.jurisdiction, route, model, tenant)
         if exclusion is None:
-            exclusion = _override_exclusion(snapshot, region, now_s, draw)
+            exclusion = _override_exclusion(snapshot, region, now_s, draw, directive)
         view = views.get(region)
         if exclusion is None and view is not None and not view.reachable:
             exclusion = Exclusion(region, "unreachable", "this edge has no live path to it")
@@ -163,13 +206,13 @@ def _exclusion(
 
 
 def _override_exclusion(
-    snapshot: Snapshot, region: str, now_s: float, draw: float
+    snapshot: Snapshot, region: str, now_s: float, draw: float, directive: Directive
 ) -> Exclusion | None:
-    override = active_override(snapshot, region, now_s)
-    if override is None or draw * 100.0 >= override.percent:
+    held = standing(snapshot, region, now_s, directive)
+    if held is None or draw * 100.0 >= held.percent:
         return None
-    verb = "drained" if override.action == "drain" else "failed over"
-    return Exclusion(region, "override", f"{verb} ({override.percent:g}%): {override.reason}")
+    verb = "drained" if held.override.action == "drain" else "failed over"
+    return Exclusion(region, "override", f"{verb} ({held.percent:.3g}%): {held.override.reason}")
 
 
 def _candidate(snapshot: Snapshot, edge: str, region: str, view: RegionView | None) -> Candidate:

@@ -8,12 +8,26 @@ beyond its stage are served the snapshot of before the change (with today's over
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
+from topology import resources as res
+from topology.resources import Key, Resource, RolloutPolicy
+from topology.snapshot import Snapshot
+
 Status = Literal["canary", "rolling", "paused", "done", "rolled-back", "aborted"]
+
+
+class Counts(Struct, frozen=True):
+    """Requests and errors since the stage began, at edges that have the change and at others."""
+
+    requests_with: float = 0.0
+    errors_with: float = 0.0
+    requests_without: float = 0.0
+    errors_without: float = 0.0
 
 
 class RolloutRecord(Struct, frozen=True, kw_only=True):
@@ -29,12 +43,24 @@ class RolloutRecord(Struct, frozen=True, kw_only=True):
     canaries: tuple[str, ...] = ()  # edges that have it whatever their place
     stage_since_s: float
     paused_by: str = ""
-    why: str = ""  # of the status: what stopped it
+    why: str = ""  # of the status: what stopped it, or what it waits for
     before: dict[str, dict[str, Any] | None] = {}  # "Kind/name" -> document
+    revision: int = 0  # of the change; 0 only within the transaction that makes it
+    base_revision: int = 0  # what the change was planned against
+    policy: RolloutPolicy = RolloutPolicy()  # the one that was in force before the change
+    step: int = 0  # 0: the canaries have it; n: the n-th of the policy's steps
+    joined: tuple[int, ...] = ()  # numbers of later changes that were forced into it
+    counts: Counts = Counts()
+    counted_s: float = 0.0  # until when `counts` go
 
     @property
     def under_way(self) -> bool:
         return self.status in ("canary", "rolling", "paused")
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The resources that it touches."""
+        return tuple(sorted(Key.parse(name) for name in self.before))
 
     def has(self, principal: str) -> bool:
         """Whether the node with this principal ("edge/tokyo") is served the change."""
@@ -52,10 +78,40 @@ def place(principal: str, number: int) -> float:
     return int.from_bytes(digest, "big") / 2**64 * 100.0
 
 
+def snapshot_before(record: RolloutRecord, head: Snapshot) -> Snapshot:
+    """What nodes beyond the stage of `record` are served while it is under way.
+
+    `head` with the resources that the change touched as they were, and its overrides as they are
+    now, less those of regions that only the change brings. Its revision is below the change's
+    until something else is changed (an override), and from then on `head`'s: so a node that
+    acknowledged it has not necessarily acknowledged the change (`NodeState.staged` tells).
+    Raises `InvalidDocument` where that does not fit together, which `Changes` lets nobody write.
+    """
+    held: dict[Key, Resource] = {resource.key: resource for resource in head}
+    for name, document in record.before.items():
+        if document is None:
+            held.pop(Key.parse(name), None)
+        else:
+            resource = res.parse(document, f"{name} before the rollout")
+            held[resource.key] = resource
+    later = head.revision > record.revision > 0
+    revision = head.revision if later else min(record.base_revision, head.revision)
+    return Snapshot.build(revision, _without_dangling_overrides(held))
+
+
+def _without_dangling_overrides(held: Mapping[Key, Resource]) -> Iterable[Resource]:
+    for resource in held.values():
+        region = getattr(resource.spec, "region", None) if resource.kind == "Override" else None
+        if region is None or Key("Region", region) in held:
+            yield resource
+
+
 def encode(record: RolloutRecord) -> bytes:
     return msgspec.json.encode(record)
 
 
-def decode(data: bytes) -> RolloutRecord:
-    """Raises `msgspec.MsgspecError`."""
-    return msgspec.json.decode(data, type=RolloutRecord)
+def decode(data: bytes, revision: int = 0) -> RolloutRecord:
+    """`revision`: at which it lay in the store; the first is that of the change itself, and is
+    kept in the record from then on. Raises `msgspec.MsgspecError`."""
+    record = msgspec.json.decode(data, type=RolloutRecord)
+    return record if record.revision else msgspec.structs.replace(record, revision=revision)

@@ -65,6 +65,7 @@ class NodeState(Struct, frozen=True):
     nack_revision: int = 0
     nack_reason: str = ""
     stale: bool = False  # told by a replica that does not reach the store
+    staged: bool = False  # what it acknowledged is the snapshot of before the rollout
 
 
 class Member(Struct, frozen=True):

@@ -72,6 +72,7 @@ class Outlook(Struct, frozen=True):
     flows: dict[str, dict[str, float]] = {}  # demand class -> region that serves it -> tokens/s
     utilisation: dict[str, float] = {}  # region -> of its cores, by their own reports; 1 is full
     error_rate: dict[str, float] = {}  # region -> share of requests that failed there
+    first_token_ms: dict[str, float] = {}  # region -> mean time to the first token, lately
     edges: int = 0  # that reported
 
 
@@ -87,6 +88,7 @@ def directive_for(state: State, node: str) -> Directive:
         shares=state.shares.get(edge, {}),
         shed=state.shed.get(edge, {}),
         drains={region: drain.percent for region, drain in state.drains.items()},
+        overrides={region: drain.override_revision for region, drain in state.drains.items()},
         down=tuple(sorted(r for r, verdict in state.verdicts.items() if not verdict.up)),
         quotas={t: q.given[node] for t, q in state.quotas.items() if node in q.given},
     )
