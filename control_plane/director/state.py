@@ -28,6 +28,8 @@ class Verdict(Struct, frozen=True):
     since_s: float
     why: str = ""
     flaps: float = 0.0  # the penalty for past changes, as of `since_s`
+    doubt_s: float = 0.0  # how long the evidence has spoken against it, as of `doubt_at_s`
+    doubt_at_s: float = 0.0  # 0: it does not
 
 
 class Drain(Struct, frozen=True):
