@@ -20,6 +20,7 @@ class Event(msgspec.Struct, frozen=True):
     key: str
     revision: int
     value: bytes | None
+    lease: int = 0
 
 
 class OutOfOrder(Exception):
@@ -52,7 +53,7 @@ class Assembly:
             if event.value is None:
                 self._deletes.append(event.key)
             else:
-                self._puts.append(Entry(event.key, event.value, event.revision))
+                self._puts.append(Entry(event.key, event.value, event.revision, event.lease))
         if not more_to_come:
             whole += self._finish()
         return whole

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-import grpc.aio
 from etcd3 import etcdrpc
 
 from control_plane.store.base import (
@@ -99,7 +98,11 @@ class EtcdStore:
     async def transact(self, guards: Sequence[Guard], operations: Sequence[Operation]) -> int:
         check_transaction(guards, operations)
         self._check_open()
-        answer = await self._members.write("Txn", _transaction(guards, operations))
+        try:
+            answer = await self._members.write("Txn", _transaction(guards, operations))
+        except MemberFailed as error:  # etcd does not say which lease, where there are several
+            leases = (op.lease for op in operations if isinstance(op, Put) and op.lease)
+            raise LeaseLost(next(leases, 0)) from error
         if not answer.succeeded:
             raise _conflict(guards, answer)
         return int(answer.header.revision)
@@ -107,28 +110,34 @@ class EtcdStore:
     async def grant(self, ttl_s: float) -> int:
         check_ttl(ttl_s)
         self._check_open()
+        # Granted twice, by two members, one of the two just ends.
         request = etcdrpc.LeaseGrantRequest(TTL=math.ceil(ttl_s))
-        return int((await self._members.write("LeaseGrant", request)).ID)
+        return int((await self._members.read("LeaseGrant", request)).ID)
 
     async def keep_alive(self, lease: int) -> float:
         self._check_open()
         request = etcdrpc.LeaseKeepAliveRequest(ID=lease)
-        answer = await self._members.read("LeaseKeepAlive", request)
-        if answer is grpc.aio.EOF:  # type: ignore[attr-defined]
-            raise StoreUnavailable("etcd ended the stream that keeps leases alive")
+        answer = await self._lease_call("LeaseKeepAlive", request, lease)
         if answer.TTL <= 0:
             raise LeaseLost(lease)
         return float(answer.TTL)
 
     async def revoke(self, lease: int) -> None:
         self._check_open()
+        request = etcdrpc.LeaseRevokeRequest(ID=lease)
         with contextlib.suppress(LeaseLost):
-            await self._members.write("LeaseRevoke", etcdrpc.LeaseRevokeRequest(ID=lease))
+            await self._lease_call("LeaseRevoke", request, lease)
 
     async def close(self) -> None:
         self._closed = True
         await asyncio.gather(*(watch.aclose() for watch in tuple(self._watches)))
         await self._members.close()
+
+    async def _lease_call(self, method: str, request: Any, lease: int) -> Any:
+        try:
+            return await self._members.read(method, request)
+        except MemberFailed as error:
+            raise LeaseLost(lease) from error
 
     async def _list(self, prefix: str, limit: int) -> Listing:
         start, end = range_of(prefix)

@@ -22,6 +22,7 @@ class Kind(enum.Enum):
     STRANGER = "stranger"  # something else listens there, or a member of another cluster
     TOKEN = "token"  # noqa: S105 - our token is unknown or old: authenticate again
     REFUSED = "refused"  # every member would refuse
+    LEASE = "lease"  # it has ended, or never was
     COMPACTED = "compacted"  # the revision asked for is gone
     TOO_LARGE = "too large"  # the answer is larger than we accept
     CLOSED = "closed"  # this process closed the store
@@ -61,6 +62,7 @@ _UNDONE: tuple[tuple[grpc.StatusCode | None, str, Kind], ...] = (
     (_CODE.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", Kind.REFUSED),
     (_CODE.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted", Kind.COMPACTED),
     (_CODE.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future", Kind.NOT_SERVING),
+    (_CODE.NOT_FOUND, "etcdserver: requested lease not found", Kind.LEASE),
     (_CODE.UNAUTHENTICATED, "", Kind.TOKEN),
     (_CODE.INVALID_ARGUMENT, "etcdserver: user name is empty", Kind.TOKEN),
     (_CODE.INVALID_ARGUMENT, "etcdserver: revision of auth store is old", Kind.TOKEN),

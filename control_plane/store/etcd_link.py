@@ -200,7 +200,10 @@ async def _first_reply(open_stream: Callable[[], Any], request: Any) -> Any:
     stream = open_stream()
     try:
         await stream.write(request)
-        return await stream.read()
+        reply = await stream.read()
+        if reply is grpc.aio.EOF:  # type: ignore[attr-defined]
+            raise failed(Kind.NO_ANSWER, "the member ended the call", undone=False)
+        return reply
     finally:
         stream.cancel()
 

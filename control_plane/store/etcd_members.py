@@ -2,7 +2,7 @@
 
 The first to answer is asked until it fails; then another takes over. Reads are tried on member
 after member until the time is up. A write is tried on the next member only as long as it
-certainly had no effect on the last.
+certainly had no effect on the last. What does no harm when it is done twice counts as a read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runtime.backoff import Backoff
 
 CALLS = "calls"  # the source under which calls report to `Health`
 
-_FINAL = (Kind.REFUSED, Kind.COMPACTED, Kind.TOO_LARGE, Kind.CLOSED)
+_FINAL = (Kind.REFUSED, Kind.LEASE, Kind.COMPACTED, Kind.TOO_LARGE, Kind.CLOSED)
 _HOPELESS = (Kind.UNREACHED, Kind.STRANGER)
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.05, 0.5
 
@@ -124,7 +124,7 @@ class Members:
         self._ring = tuple(self.order)
 
     async def read(self, method: str, request: Any) -> Any:
-        """Call a method that changes nothing, on as many members as it takes."""
+        """Call a method that may be carried out twice, on as many members as it takes."""
         return await self._call(method, request, is_write=False)
 
     async def write(self, method: str, request: Any) -> Any:
@@ -209,6 +209,8 @@ class Members:
         if failure.kind is Kind.CLOSED:
             raise StoreClosed("the store was closed", ambiguous=is_write) from error
         if failure.kind in (Kind.COMPACTED, Kind.TOO_LARGE) and not is_write:
+            raise error
+        if failure.kind is Kind.LEASE:
             raise error
         text = f"etcd at {member.address}: {failure.detail}"
         if failure.kind is Kind.REFUSED:

@@ -281,7 +281,7 @@ def _create_request(prefix: str, after: int) -> Any:
 def _event(event: Any) -> Event:
     kv = event.kv
     value = kv.value if event.type == event.PUT else None
-    return Event(decode_key(kv.key), kv.mod_revision, value)
+    return Event(decode_key(kv.key), kv.mod_revision, value, kv.lease)
 
 
 def _is_fragment(response: Any) -> bool:

@@ -34,6 +34,7 @@ from control_plane.store.errors import (
 from runtime.clock import Clock, SystemClock
 
 _KEPT_CHANGES = 10_000
+_EXPIRY_MIN_S = 0.01
 
 
 class MemoryStore:
@@ -56,6 +57,7 @@ class MemoryStore:
         self._closed = False
         self._leases: dict[int, tuple[float, float]] = {}  # lease -> time to live, end by the clock
         self._granted = 0
+        self._expiry: asyncio.TimerHandle | None = None
         self._status = StoreStatus(True, self._clock.wall(), "in memory")
 
     @property
@@ -103,6 +105,7 @@ class MemoryStore:
         await self._arrive()
         self._granted += 1
         self._leases[self._granted] = (ttl_s, self._clock.now() + ttl_s)
+        self._arm()
         return self._granted
 
     async def keep_alive(self, lease: int) -> float:
@@ -118,13 +121,16 @@ class MemoryStore:
         self._end_lease(lease)
 
     def expire(self) -> None:
-        """End the leases whose time has come. Every call does; a test with a manual clock may."""
+        """End the leases whose time has come. Every call and a timer do; a test with a clock of
+        its own may."""
         now = self._clock.now()
         for lease in [lease for lease, (_, end) in self._leases.items() if end <= now]:
             self._end_lease(lease)
 
     async def close(self) -> None:
         self._closed = True
+        if self._expiry is not None:
+            self._expiry.cancel()
         self._wake()
 
     def compact(self, revision: int) -> None:
@@ -138,6 +144,8 @@ class MemoryStore:
     def cut(self, detail: str = "cut off") -> None:
         """From now on calls raise `StoreUnavailable` and watches stay silent."""
         self._cut = True
+        if self._expiry is not None:
+            self._expiry.cancel()
         self._status = StoreStatus(False, self._clock.wall(), detail)
 
     def mend(self) -> None:
@@ -145,6 +153,8 @@ class MemoryStore:
         now = self._clock.now()
         self._leases = {lease: (ttl_s, now + ttl_s) for lease, (ttl_s, _) in self._leases.items()}
         self._cut = False
+        if self._leases:
+            self._arm()
         self._status = StoreStatus(True, self._clock.wall(), "in memory")
         self._wake()
 
@@ -160,6 +170,22 @@ class MemoryStore:
         if self._cut:
             raise StoreUnavailable(f"the store does not answer: {self._status.detail}")
         self.expire()
+
+    def _arm(self) -> None:
+        """See to it that watches hear of leases that end although nobody calls."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        if not self._leases or self._cut or self._closed:
+            self._expiry = None
+            return
+        left_s = min(end for _, end in self._leases.values()) - self._clock.now()
+        loop = asyncio.get_running_loop()
+        # Not sooner than some milliseconds: the clock may be one that only a test moves.
+        self._expiry = loop.call_later(max(left_s, _EXPIRY_MIN_S), self._expire_and_arm)
+
+    def _expire_and_arm(self) -> None:
+        self.expire()
+        self._arm()
 
     def _end_lease(self, lease: int) -> None:
         if self._leases.pop(lease, None) is not None:
