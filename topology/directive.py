@@ -29,6 +29,7 @@ class Directive(Struct, frozen=True, omit_defaults=True):
     overrides: dict[str, int] = {}  # region -> revision of the Override that `drains` is of
     down: tuple[str, ...] = ()  # regions that are down for everybody
     quotas: dict[str, float] = {}  # tenant -> requests per second that this node may admit
+    floors: dict[str, float] = {}  # tenant -> what is left of it when nobody is heard for long
 
 
 NONE = Directive()

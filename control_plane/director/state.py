@@ -44,11 +44,23 @@ class Drain(Struct, frozen=True):
     override_revision: int = 0  # of the Override that it carries out
 
 
-class Quota(Struct, frozen=True):
-    """How one tenant's limit is split. What was given counts until its loss is acknowledged."""
+class Wait(Struct, frozen=True):
+    """How long something has lasted, counted in small steps: see `quotas.waited`."""
 
-    given: dict[str, float] = {}  # node -> requests per second in its newest directive
-    held: dict[str, float] = {}  # node -> the most that it may still believe it has
+    waited_s: float
+    at_s: float  # Unix time up to which it is counted
+
+
+class Quota(Struct, frozen=True):
+    """How one tenant's limit is split, in requests per second by node. What was given counts
+    until its loss is acknowledged. See `control_plane.director.quotas`."""
+
+    given: dict[str, float] = {}  # in its newest directive
+    floors: dict[str, float] = {}  # in its newest directive: what it keeps when it hears nothing
+    held: dict[str, float] = {}  # the most that it may still believe it has
+    floors_held: dict[str, float] = {}  # the largest floor that it may still believe it has
+    pending: dict[str, int] = {}  # node -> number of the directive that it must acknowledge
+    lost: dict[str, Wait] = {}  # of those in `pending`: how long nobody has seen them since
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -64,6 +76,7 @@ class State(Struct, frozen=True, kw_only=True):
     drains: dict[str, Drain] = {}  # region
     quotas: dict[str, Quota] = {}  # tenant
     numbers: dict[str, int] = {}  # node -> number of its directive, where it has one of its own
+    absent: dict[str, Wait] = {}  # nodes with a quota that nobody sees, and for how long
     notes: tuple[str, ...] = ()  # for people: what could not be done, and why
 
 
@@ -76,6 +89,12 @@ class Outlook(Struct, frozen=True):
     error_rate: dict[str, float] = {}  # region -> share of requests that failed there
     first_token_ms: dict[str, float] = {}  # region -> mean time to the first token, lately
     edges: int = 0  # that reported
+
+
+def next_number(state: State, now_s: float) -> int:
+    """The number of the state that follows. Never one that was used before, not even where the
+    state was lost: nodes may have acknowledged any number up to the old one."""
+    return max(state.number + 1, int(now_s))
 
 
 def directive_for(state: State, node: str) -> Directive:
@@ -93,6 +112,7 @@ def directive_for(state: State, node: str) -> Directive:
         overrides={region: drain.override_revision for region, drain in state.drains.items()},
         down=tuple(sorted(r for r, verdict in state.verdicts.items() if not verdict.up)),
         quotas={t: q.given[node] for t, q in state.quotas.items() if node in q.given},
+        floors={t: q.floors[node] for t, q in state.quotas.items() if node in q.floors},
     )
 
 
