@@ -49,6 +49,12 @@ def of_audit(number: int) -> str:
     return f"{AUDIT}{number:012d}"
 
 
+def number_of(path: str) -> int | None:
+    """The number of the change whose history or audit entry lies there; None: neither does."""
+    number = path.removeprefix(HISTORY).removeprefix(AUDIT)
+    return int(number) if len(number) == 12 and number.isascii() and number.isdigit() else None
+
+
 def of_replica(name: str) -> str:
     return f"{REPLICAS}{name}"
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Awaitable, Callable
 
+import msgspec
 from msgspec import Struct
 
 from control_plane import keys
 from control_plane.catalog import Catalog
 from control_plane.changes import history
+from control_plane.changes.archive import Archive
 from control_plane.changes.errors import ChangeConflict, ChangeRefused
-from control_plane.changes.plan import Base, Plan, Wanted, make_plan, told
+from control_plane.changes.plan import Base, Knowledge, Plan, Wanted, make_plan, nothing, told
+from control_plane.director.state import Outlook, State
 from control_plane.store.base import MAX_OPERATIONS, Delete, Guard, Operation, Put, Store
 from control_plane.store.errors import Conflict, StoreUnavailable
 from runtime import logs
@@ -28,11 +32,16 @@ from topology.resources import Resource
 
 log = logs.get("changes")
 
-# Head, history and audit take three operations of a transaction; head takes one of its guards.
-MAX_RESOURCES = MAX_OPERATIONS - 3
+# Beside the resources: what history writes and drops, and the rollout. (Guards are fewer: the head
+# and the rollout.) etcd takes 128 operations in a transaction unless it is started with more, and
+# several transactions would show nodes half of a change.
+MAX_RESOURCES = MAX_OPERATIONS - history.OPERATIONS - 1
 _ATTEMPTS = 8
 _CONFIRM_S = 2.0  # how long to look for the outcome of a transaction whose answer was lost
 _READ_OWN_WRITE_S = 1.0
+
+Allow = Callable[[Plan], None]  # raises where the plan is not the caller's to make
+_Make = Callable[[Base], Awaitable[Plan]]
 
 
 class Applied(Struct, frozen=True):
@@ -44,13 +53,30 @@ class Applied(Struct, frozen=True):
 
 
 class Changes:
-    """Plans and applies changes for one replica."""
+    """Plans and applies changes for one replica.
 
-    def __init__(self, store: Store, catalog: Catalog, clock: Clock, replica: str) -> None:
+    `outlook` and `state` are what the director last saw and decided: the forecast goes by them.
+    `keep`: of how many changes history and audit are kept.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        catalog: Catalog,
+        clock: Clock,
+        replica: str,
+        outlook: Callable[[], Outlook] = Outlook,
+        state: Callable[[], State] = State,
+        keep: int = history.KEEP,
+    ) -> None:
         self._store = store
         self._catalog = catalog
         self._clock = clock
         self._replica = replica
+        self._outlook = outlook
+        self._state = state
+        self._keep = keep
+        self.archive = Archive(store)
         # Writers at one replica wait for each other; those at different ones compete.
         self._turn = asyncio.Lock()
 
@@ -61,26 +87,72 @@ class Changes:
 
     async def plan(self, wanted: Wanted) -> Plan:
         """What would happen. Raises what `apply` raises, but never `ChangeRefused`."""
-        base = Base.of(await self._store.list(keys.RESOURCES))
-        view = self._catalog.view
-        serving = view.snapshot if view.withheld else None
-        return make_plan(base, wanted, serving, self._clock.wall())
+        return self._planned(await self._base(), wanted)
 
-    async def apply(self, wanted: Wanted, author: str) -> Applied:
+    async def apply(self, wanted: Wanted, author: str, allow: Allow = lambda _: None) -> Applied:
         """Make the change whole or not at all.
 
         Raises `InvalidDocument`, `UnknownResource`, `ChangeRefused`, `ChangeConflict`,
-        `StoreUnavailable`.
+        `StoreUnavailable`, and what `allow` raises.
         """
-        async with self._turn:
-            return await self._apply(wanted, author)
 
-    async def _apply(self, wanted: Wanted, author: str) -> Applied:
+        async def make(base: Base) -> Plan:
+            return self._planned(base, wanted)
+
+        async with self._turn:
+            return await self._apply(make, author, allow, _ATTEMPTS)
+
+    async def plan_rollback(self, revision: int, wanted: Wanted) -> Plan:
+        """What would make everything as it was after the change at `revision`, Overrides excepted.
+
+        Of `wanted`, `force`, `reason` and `immediate` count. Raises `UnknownRevision` and
+        `HistoryDamaged` too.
+        """
+        return await self._planned_rollback(await self._base(), revision, wanted)
+
+    async def roll_back(
+        self, revision: int, wanted: Wanted, author: str, allow: Allow = lambda _: None
+    ) -> Applied:
+        """Carry that out. A change that comes in meanwhile is not undone along with the others:
+        it is a `ChangeConflict`."""
+
+        async def make(base: Base) -> Plan:
+            return await self._planned_rollback(base, revision, wanted)
+
+        async with self._turn:
+            return await self._apply(make, author, allow, 1)
+
+    async def _base(self) -> Base:
+        base = Base.of(await self._store.list(keys.RESOURCES))
+        if not base.head_lost:
+            return base
+        head = await self.archive.mended()
+        if base.head_revision or head.number:
+            log.error("the head was lost, and is taken from the audit", number=head.number)
+        return msgspec.structs.replace(base, head=head)
+
+    def _planned(self, base: Base, wanted: Wanted) -> Plan:
+        view = self._catalog.view
+        knowledge = Knowledge(
+            serving=view.snapshot if view.withheld else None,
+            outlook=self._outlook(),
+            state=self._state(),
+        )
+        return make_plan(base, wanted, knowledge, self._clock.wall())
+
+    async def _planned_rollback(self, base: Base, revision: int, wanted: Wanted) -> Plan:
+        later = await self.archive.since(base.head, revision)
+        found = history.undo(base.resources, later)
+        wanted = msgspec.structs.replace(wanted, puts=found.puts, removes=found.removes)
+        return self._planned(base, wanted) if found.puts or found.removes else nothing(base, wanted)
+
+    async def _apply(self, make: _Make, author: str, allow: Allow, attempts: int) -> Applied:
         first: Base | None = None
-        for _ in range(_ATTEMPTS):
-            plan = await self.plan(wanted)
+        for _ in range(attempts):
+            plan = await make(await self._base())
             first = first or plan.base
             _check_unmoved(plan, first)
+            allow(plan)
             if plan.refusals:
                 raise ChangeRefused(plan.refusals)
             if not plan.effective:
@@ -91,12 +163,13 @@ class Changes:
                 continue  # plan again: what moved may not be ours
             await self._catalog.reached(revision, _READ_OWN_WRITE_S)
             return Applied(plan, True, revision)
-        raise ChangeConflict((), ("others kept changing the configuration at the same time",))
+        often = "others kept changing" if attempts > 1 else "somebody changed"
+        raise ChangeConflict((), (f"{often} the configuration at the same time",))
 
     async def _write(self, plan: Plan, author: str) -> int:
         now_s = self._clock.wall()
         change_id = secrets.token_hex(8)
-        guards, operations = _transaction(plan, change_id, author, self._replica, now_s)
+        guards, operations = _transaction(plan, change_id, author, self._replica, now_s, self._keep)
         try:
             revision = await self._store.transact(guards, operations)
         except StoreUnavailable as error:
@@ -134,7 +207,7 @@ class Changes:
 
 
 def _transaction(
-    plan: Plan, change_id: str, author: str, replica: str, now_s: float
+    plan: Plan, change_id: str, author: str, replica: str, now_s: float, keep: int
 ) -> tuple[list[Guard], list[Operation]]:
     if len(plan.effective) > MAX_RESOURCES:
         raise InvalidDocument(
@@ -148,7 +221,7 @@ def _transaction(
             ]
         )
     guards = [Guard(keys.HEAD, plan.base.head_revision)]
-    operations: list[Operation] = list(history.records(plan, change_id, author, replica, now_s))
+    operations = history.records(plan, change_id, author, replica, now_s, keep)
     for change in plan.effective:
         path = keys.of_resource(change.key)
         guards.append(Guard(path, plan.base.revision_of(change.key)))

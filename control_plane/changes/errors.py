@@ -50,3 +50,18 @@ class ChangeConflict(TradewindError):
 
 class UnknownResource(TradewindError):
     """What was to be removed is not there."""
+
+
+class UnknownRevision(TradewindError):
+    """No change was made at that revision, or none that is still kept."""
+
+
+class HistoryDamaged(TradewindError):
+    """An entry of the history is missing, or is not what a change writes."""
+
+    def __init__(self, number: int, found: str) -> None:
+        self.number = number
+        super().__init__(
+            f"the history of change {number} cannot be used: {found}",
+            hint="`tradewind audit verify` says what else was altered",
+        )

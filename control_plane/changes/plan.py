@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from control_plane import keys
 from control_plane.catalog import decode_entry
-from control_plane.changes import safety
+from control_plane.changes import rollout_record, safety
 from control_plane.changes.diff import FieldChange, field_changes
 from control_plane.changes.errors import (
     RULES,
@@ -19,6 +19,9 @@ from control_plane.changes.errors import (
     Refusal,
     UnknownResource,
 )
+from control_plane.changes.forecast import Forecast, forecast
+from control_plane.changes.rollout_record import RolloutRecord
+from control_plane.director.state import Outlook, State
 from control_plane.store.base import Entry, Listing
 from runtime.validation import InvalidDocument, Problem
 from topology.resources import ANY, KINDS, Key, Resource
@@ -27,11 +30,22 @@ from topology.snapshot import Snapshot
 Action = Literal["create", "update", "delete", "unchanged"]
 
 
+_MOVES_LOAD = frozenset({"Region", "Model", "Route", "Override"})
+_NO_OUTLOOK = Outlook()
+_NO_STATE = State()
+
+
 class Head(Struct, frozen=True):
-    """The last change that was made: its number, from 1, and an id that no other change has."""
+    """The last change that was made: its number, from 1, and an id that no other change has.
+
+    `hash` is that of its audit entry, and `oldest` the number of the oldest change of which
+    history and audit are kept. Both are missing where an earlier version wrote the head.
+    """
 
     number: int = 0
     id: str = ""
+    hash: str = ""
+    oldest: int = 1
 
 
 class Wanted(Struct, frozen=True):
@@ -46,6 +60,19 @@ class Wanted(Struct, frozen=True):
     prune: bool = False
     force: tuple[str, ...] = ()
     reason: str = ""
+    immediate: bool = False  # to all nodes at once, whatever Policy says of rollouts
+
+
+class Knowledge(Struct, frozen=True):
+    """What else a plan goes by, as this replica knows it.
+
+    `serving` is what nodes run on where that is not what the store holds (it was wiped): the
+    safety rules judge the change by it. The forecast is made of `outlook` and `state`.
+    """
+
+    serving: Snapshot | None = None
+    outlook: Outlook = _NO_OUTLOOK
+    state: State = _NO_STATE
 
 
 class Base(Struct, frozen=True):
@@ -56,12 +83,16 @@ class Base(Struct, frozen=True):
     resources: Mapping[Key, Resource]  # those entries that are resources
     head: Head
     head_revision: int  # 0: there is no head yet
+    head_lost: bool = False  # there is none, or somebody else wrote over it: audit knows it
+    rollout: RolloutRecord | None = None  # the last staged one, under way or over
+    rollout_revision: int = 0  # 0: there is none
 
     @classmethod
     def of(cls, listing: Listing) -> Base:
         entries = {entry.key: entry for entry in listing.entries}
-        head = entries.pop(keys.HEAD, None)
-        entries.pop(keys.ROLLOUT, None)
+        head_entry = entries.pop(keys.HEAD, None)
+        head = head_of(head_entry)
+        rollout, rollout_revision = _rollout(entries.pop(keys.ROLLOUT, None))
         resources = {}
         for entry in entries.values():
             try:
@@ -73,8 +104,11 @@ class Base(Struct, frozen=True):
             revision=max((entry.revision for entry in listing.entries), default=0),
             entries=entries,
             resources=resources,
-            head=_head(head),
-            head_revision=head.revision if head else 0,
+            head=head or Head(),
+            head_revision=head_entry.revision if head_entry else 0,
+            head_lost=head is None,
+            rollout=rollout,
+            rollout_revision=rollout_revision,
         )
 
     def revision_of(self, key: Key) -> int:
@@ -104,18 +138,17 @@ class Plan(Struct, frozen=True):
     refusals: tuple[Refusal, ...]  # those not overruled by `wanted.force`
     forced: tuple[Refusal, ...]  # those that were
     warnings: tuple[str, ...]
+    forecast: Forecast = Forecast()
 
     @property
     def effective(self) -> tuple[Change, ...]:
         return tuple(change for change in self.changes if change.action != "unchanged")
 
 
-def make_plan(base: Base, wanted: Wanted, serving: Snapshot | None, now_s: float) -> Plan:
+def make_plan(base: Base, wanted: Wanted, knowledge: Knowledge, now_s: float) -> Plan:
     """Plan `wanted` against the store.
 
-    `serving` is what nodes run on where that is not what the store holds (it was wiped): the
-    safety rules judge the change by it. Raises `InvalidDocument`, `ChangeConflict`,
-    `UnknownResource`.
+    Raises `InvalidDocument`, `ChangeConflict`, `UnknownResource`.
     """
     _check(wanted)
     _check_revisions(base, wanted)
@@ -123,18 +156,34 @@ def make_plan(base: Base, wanted: Wanted, serving: Snapshot | None, now_s: float
     changes += [_remove(base, key) for key in _removes(base, wanted)]
     before = Snapshot(base.revision, _by_kind(base.resources))
     after = _result(base, changes)
-    if serving is None:
-        found = safety.refusals(before, after, now_s)
-    else:
-        found = safety.refusals(serving, after, now_s) + safety.withdrawn(serving, after)
+    serving = knowledge.serving or before
+    loads = forecast(knowledge.outlook, knowledge.state, serving, after, now_s)
+    found = safety.refusals(serving, after, now_s) + safety.over_capacity(loads)
+    if knowledge.serving is not None:
+        found += safety.withdrawn(knowledge.serving, after)
     return Plan(
         base=base,
         wanted=wanted,
         changes=tuple(changes),
         refusals=tuple(r for r in found if r.rule not in wanted.force),
         forced=tuple(r for r in found if r.rule in wanted.force),
-        warnings=_warnings(after, changes),
+        warnings=(*_warnings(after, changes), *_forecast_warnings(changes, loads)),
+        forecast=loads,
     )
+
+
+def nothing(base: Base, wanted: Wanted) -> Plan:
+    """The plan of a change that changes nothing."""
+    return Plan(base, wanted, (), (), (), ())
+
+
+def _forecast_warnings(changes: list[Change], loads: Forecast) -> tuple[str, ...]:
+    moves = any(c.key.kind in _MOVES_LOAD and c.action != "unchanged" for c in changes)
+    if loads.unknown and moves:
+        return (f"no forecast of the load per region: {loads.unknown}",)
+    if loads.unserved > 0.5:
+        return (f"{loads.unserved:,.0f} tokens/s that are served now would have no region",)
+    return ()
 
 
 def _check(wanted: Wanted) -> None:
@@ -243,11 +292,21 @@ def _warnings(after: Snapshot, changes: list[Change]) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _head(entry: Entry | None) -> Head:
+def head_of(entry: Entry | None) -> Head | None:
+    """The head in an entry; None where there is none, or what is there is none."""
     if entry is None:
-        return Head()
+        return None
     try:
         return msgspec.json.decode(entry.value, type=Head)
-    except msgspec.MsgspecError:
-        # Somebody else wrote there. Numbers go on from the revision: it is above all of them.
-        return Head(number=entry.revision)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _rollout(entry: Entry | None) -> tuple[RolloutRecord | None, int]:
+    """A damaged one counts as none, as for the catalog; its revision is guarded all the same."""
+    if entry is None:
+        return None, 0
+    try:
+        return rollout_record.decode(entry.value, entry.revision), entry.revision
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None, entry.revision

@@ -5,13 +5,15 @@ Pure. A rule compares what is served now with what would be served after the cha
 - `residency`: a tenant whose data must stay somewhere would have no region left there.
 - `last-region`: a route would have no region left.
 - `many`: more than 30% of the resources of a kind (of more than 3) would change or go.
+- `capacity`: a region would get more load than it has capacity for, by the forecast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from control_plane.changes.errors import LAST_REGION, MANY, RESIDENCY, Refusal
+from control_plane.changes.errors import CAPACITY, LAST_REGION, MANY, RESIDENCY, Refusal
+from control_plane.changes.forecast import Forecast
 from topology.resources import KINDS, Key
 from topology.routing import active_override, route_for, selects
 from topology.snapshot import Snapshot
@@ -42,6 +44,20 @@ def withdrawn(serving: Snapshot, after: Snapshot) -> tuple[Refusal, ...]:
         f"withdraw the rest of it: {_named(lost)}; apply everything at once instead"
     )
     return (Refusal(MANY, message),)
+
+
+def over_capacity(found: Forecast) -> tuple[Refusal, ...]:
+    """What a change would be refused for because of the load it would move."""
+    over = [load for load in found.regions if load.overloads]
+    if not over:
+        return ()
+    told = ", ".join(
+        f"{load.region} would get {load.after:,.0f} of {load.capacity:,.0f} tokens/s "
+        f"(without the change: {load.baseline:,.0f})"
+        for load in over[:_NAMED]
+    )
+    more = f" and {len(over) - _NAMED} more" if len(over) > _NAMED else ""
+    return (Refusal(CAPACITY, f"more load than capacity: {told}{more}"),)
 
 
 def _open_regions(snapshot: Snapshot, now_s: float) -> frozenset[str]:

@@ -14,8 +14,9 @@ from control_plane import keys
 from control_plane.catalog import Catalog
 from control_plane.changes import safety
 from control_plane.changes.apply import MAX_RESOURCES, Changes
+from control_plane.changes.audit import AuditEntry
 from control_plane.changes.errors import ChangeConflict, ChangeRefused, UnknownResource
-from control_plane.changes.history import AuditEntry, HistoryEntry
+from control_plane.changes.history import HistoryEntry
 from control_plane.changes.plan import Wanted
 from control_plane.store.base import Guard, Operation, Put
 from control_plane.store.errors import StoreUnavailable
