@@ -7,6 +7,9 @@ yields to the configuration: residency, routes and overrides are checked first.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import isfinite
+
 import msgspec
 from msgspec import Struct
 
@@ -34,6 +37,8 @@ class Directive(Struct, frozen=True, omit_defaults=True):
 
 NONE = Directive()
 
+_ROUNDING = 1e-6  # what the shares of many regions may add up to by rounding
+
 
 def encode(directive: Directive) -> bytes:
     return msgspec.json.encode(directive)
@@ -42,6 +47,30 @@ def encode(directive: Directive) -> bytes:
 def decode(data: bytes, source: str) -> Directive:
     """The reverse of `encode`; raises `InvalidDocument`."""
     try:
-        return msgspec.json.decode(data, type=Directive)
+        directive = msgspec.json.decode(data, type=Directive)
     except msgspec.MsgspecError as error:
         raise InvalidDocument([Problem(source, "", str(error), "a directive")]) from error
+    problems = [Problem(source, *mistake) for mistake in _mistakes(directive)]
+    if problems:
+        raise InvalidDocument(problems)
+    return directive
+
+
+def _mistakes(directive: Directive) -> Iterator[tuple[str, str, str]]:
+    """Path, what is there, and what may be: numbers that nobody could act upon."""
+    for name, shares in directive.shares.items():
+        for region, share in shares.items():
+            if not 0.0 <= share <= 1.0 + _ROUNDING:
+                yield f"shares.{name}.{region}", f"{share:g}", "0 to 1"
+        if sum(shares.values()) > 1.0 + _ROUNDING:
+            yield f"shares.{name}", f"{sum(shares.values()):g} in all", "at most 1"
+    for name, share in directive.shed.items():
+        if not 0.0 <= share <= 1.0 + _ROUNDING:
+            yield f"shed.{name}", f"{share:g}", "0 to 1"
+    for region, percent in directive.drains.items():
+        if not 0.0 <= percent <= 100.0:
+            yield f"drains.{region}", f"{percent:g}", "0 to 100"
+    for path, quotas in (("quotas", directive.quotas), ("floors", directive.floors)):
+        for tenant, quota in quotas.items():
+            if not (isfinite(quota) and quota >= 0.0):
+                yield f"{path}.{tenant}", f"{quota:g}", "requests per second, 0 or more"

@@ -20,8 +20,10 @@ import msgspec
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
 from control_plane.catalog import Catalog
+from control_plane.director.directives import Directives
 from control_plane.discovery.admission import Admission
 from control_plane.discovery.deltas import Deltas
+from control_plane.discovery.directed import Directed
 from control_plane.discovery.errors import (
     NoAnswer,
     NotAllowed,
@@ -73,9 +75,16 @@ class DiscoveryServer:
     """Serves one replica's catalog. `start()`, add to a server, and `await close()` before it."""
 
     def __init__(
-        self, catalog: Catalog, replica: str, clock: Clock, settings: DiscoverySettings
+        self,
+        catalog: Catalog,
+        replica: str,
+        clock: Clock,
+        settings: DiscoverySettings,
+        directives: Directives | None = None,
     ) -> None:
         self._catalog = catalog
+        self._directives = directives
+        self._directed = Directed()
         self._replica = replica
         self._clock = clock
         self._settings = settings
@@ -95,6 +104,9 @@ class DiscoveryServer:
     def start(self) -> None:
         self._catalog.on_change(self._changed.set)
         self._changed.set()
+        if self._directives is not None:
+            self._directives.on_change(self._direct)
+            self._direct()
         self._tasks = [
             asyncio.create_task(self._publish_forever(), name="discovery-publish"),
             asyncio.create_task(self._sweep_forever(), name="discovery-sweep"),
@@ -159,7 +171,8 @@ class DiscoveryServer:
             self._publish()
         await self._admit()
         now_s, wall_s = self._clock.now(), self._clock.wall()
-        session = Session(node_id, principal, first, self._deltas, now_s, wall_s)
+        directed = self._directed if self._directives is not None else None
+        session = Session(node_id, principal, first, self._deltas, now_s, wall_s, directed)
         stream = _Stream(session)
         self._enter(stream)
         reader = asyncio.create_task(self._read(requests, stream), name=f"ads-{node_id}")
@@ -263,6 +276,17 @@ class DiscoveryServer:
         self._deltas.publish(view.snapshot)
         for stream in self._streams.values():
             stream.wake()
+
+    def _direct(self) -> None:
+        """Tell the nodes whom the director's newest word concerns, and no others."""
+        directives = self._directives
+        if directives is None:
+            return
+        changed = self._directed.publish(directives.state, fresh=directives.followed)
+        for stream in self._streams.values():
+            if changed.concerns(stream.session.node_id):
+                stream.session.directive_changed()
+                stream.wake()
 
     async def _publish_forever(self) -> None:
         while True:

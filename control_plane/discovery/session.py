@@ -14,6 +14,8 @@ from envoy.service.discovery.v3 import discovery_pb2 as discovery
 from msgspec import Struct
 
 from control_plane.discovery.deltas import NOTHING, Deltas, Held, notice
+from control_plane.discovery.directed import Directed
+from control_plane.discovery.directing import DirectiveChannel, DirectiveNack
 from control_plane.discovery.errors import InvalidSubscription
 from runtime.identity import Principal
 from topology.wire import codec
@@ -53,6 +55,7 @@ class Session:
         deltas: Deltas,
         now_s: float,
         wall_s: float,
+        directed: Directed | None = None,
     ) -> None:
         self.node_id = node_id
         self.principal = principal
@@ -70,12 +73,20 @@ class Session:
         self._origin: Origin | None = None
         self._catch_up_until_s = now_s + CATCH_UP_S
         self._nonces = 0
+        self._directive: DirectiveChannel | None = None
+        if directed is not None:
+            self._directive = DirectiveChannel(
+                node_id, directed, self._next_nonce, self._catch_up_until_s
+            )
         self._unanswered: list[discovery.DeltaDiscoveryResponse] = []
         self._subscribed = False
         self.receive(first, wall_s)
 
     def receive(self, request: discovery.DeltaDiscoveryRequest, wall_s: float) -> None:
         """A subscription, an ACK or a NACK. Raises `InvalidSubscription`."""
+        if request.type_url == codec.DIRECTIVE_TYPE_URL and self._directive is not None:
+            self._directive.receive(request, wall_s)
+            return
         if request.type_url != codec.TYPE_URL:
             self._answer_unsupported(request)
             return
@@ -90,11 +101,24 @@ class Session:
         self.since_s = wall_s
         self._held = NOTHING
         self._in_flight = None
+        if self._directive is not None:
+            self._directive.leave()
+
+    def directive_changed(self) -> None:
+        """The director tells this node something new."""
+        if self._directive is not None:
+            self._directive.changed()
 
     def next_response(self, origin: Origin, now_s: float) -> bytes | None:
         """What to send now, serialised, or None."""
         if self._unanswered:
             return bytes(self._unanswered.pop(0).SerializeToString())
+        response = self._next_resources(origin, now_s)
+        if response is None and self._directive is not None:
+            response = self._directive.next_response(origin, now_s)
+        return response
+
+    def _next_resources(self, origin: Origin, now_s: float) -> bytes | None:
         if self._in_flight is not None or not self._subscribed:
             return None
         target = self._deltas.current
@@ -110,7 +134,18 @@ class Session:
 
     def unanswered_for_s(self, now_s: float) -> float:
         """How long the response in flight has been out; 0 where there is none."""
-        return now_s - self._in_flight.sent_s if self._in_flight else 0.0
+        waited_s = now_s - self._in_flight.sent_s if self._in_flight else 0.0
+        return max(waited_s, self._directive.unanswered_for_s(now_s) if self._directive else 0.0)
+
+    @property
+    def acked_directive(self) -> int:
+        """The number of the newest directive that the node is known to hold; 0: none."""
+        return self._directive.acked_number if self._directive else 0
+
+    @property
+    def directive_nack(self) -> DirectiveNack | None:
+        """The directive that the node refused, if it accepted none since."""
+        return self._directive.nack if self._directive else None
 
     @property
     def held_revision(self) -> int:
@@ -119,7 +154,13 @@ class Session:
 
     @property
     def waits_for_catch_up(self) -> bool:
+        if self._directive is not None and self._directive.waits_for_catch_up:
+            return True
         return self._deltas.current.revision < self._held_revision
+
+    def _next_nonce(self) -> int:
+        self._nonces += 1
+        return self._nonces
 
     def _may_go_back(self, origin: Origin, now_s: float) -> bool:
         return origin.stale_since_s is None and now_s >= self._catch_up_until_s
@@ -127,8 +168,7 @@ class Session:
     def _send(
         self, held: Held, revision: int, origin: Origin, now_s: float, *, delivers: bool
     ) -> bytes:
-        self._nonces += 1
-        nonce = f"{revision}.{self._nonces}"
+        nonce = f"{revision}.{self._next_nonce()}"
         body = self._deltas.body(self._held) if delivers else notice(revision)
         tail = discovery.DeltaDiscoveryResponse(nonce=nonce)
         tail.control_plane.identifier = msgspec.json.encode(origin).decode()
@@ -171,10 +211,9 @@ class Session:
                 hint=f"this server serves {codec.TYPE_URL}",
             )
         self.unsupported[request.type_url[:200]] = None
-        self._nonces += 1
         response = discovery.DeltaDiscoveryResponse(
             type_url=request.type_url,
-            nonce=f"0.{self._nonces}",
+            nonce=f"0.{self._next_nonce()}",
             system_version_info="0",
             removed_resources=[n for n in request.resource_names_subscribe if n != "*"],
         )

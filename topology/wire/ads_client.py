@@ -18,20 +18,27 @@ import msgspec
 from envoy.service.discovery.v3 import ads_pb2_grpc
 
 from runtime import logs
+from runtime.atomic_file import CheckedFile
 from runtime.backoff import Backoff
 from runtime.clock import Clock
 from runtime.errors import TradewindError
 from runtime.identity import Identity
+from topology.directive import Directive
 from topology.snapshot import Snapshot
+from topology.wire import codec
 from topology.wire.channel import open_channel
+from topology.wire.directive_subscription import DirectiveSubscription
 from topology.wire.last_good import LastGood
 from topology.wire.subscription import Origin, Subscription
 
 log = logs.get("ads")
 
+_VOUCH_EVERY_S = 5.0
+
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs leave it out
 
 OnSnapshot = Callable[[Snapshot], None]
+OnDirective = Callable[[Directive], None]
 
 
 class AdsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +61,10 @@ class AdsStatus(msgspec.Struct, frozen=True):
     detail: str  # why it is not connected, or what the replica said
     replica: str = ""
     refused: str = ""  # why the last response was answered with a NACK; "" once one was accepted
+    # Until when a replica that reaches its store vouched for what is held, give or take the 15 s
+    # in which a dead connection is noticed: Unix time; 0: never. It survives restarts, on disk.
+    confirmed_s: float = 0.0
+    confirmed_at: float = float("-inf")  # the same by the monotonic clock, `Clock.now()`
 
 
 class _Lost(Exception):
@@ -66,7 +77,9 @@ class AdsClient:
     `on_snapshot` is called on the loop, first with the snapshot from disk if there is one, then
     with each new one *before* it is acknowledged: a `TradewindError` raised by it is sent back
     as a NACK with its text, and the old snapshot stays. `endpoints` are tried in a random order.
-    `last_good` is where the snapshot is kept; None: nowhere.
+    `last_good` is where the snapshot is kept, with the directive in a file beside it; None:
+    nowhere. `on_directive` is called like `on_snapshot`, and after it; None: no directive is asked
+    for.
     """
 
     def __init__(
@@ -79,6 +92,7 @@ class AdsClient:
         clock: Clock,
         rng: Random,
         settings: AdsSettings | None = None,
+        on_directive: OnDirective | None = None,
     ) -> None:
         self._settings = settings or AdsSettings()
         self._endpoints = rng.sample(list(endpoints), len(endpoints))
@@ -90,6 +104,12 @@ class AdsClient:
             self._settings.backoff_min_ms / 1e3, self._settings.backoff_max_ms / 1e3, rng.random
         )
         self._subscription = Subscription(node_id)
+        self._on_directive = on_directive
+        self._directed = DirectiveSubscription(node_id)
+        self._directive_file: CheckedFile | None = None
+        if last_good is not None and on_directive is not None:
+            beside = last_good.with_name(f"{last_good.name}.directive")
+            self._directive_file = CheckedFile(beside, "directive")
         self._status = AdsStatus(
             connected=False,
             endpoint="",
@@ -98,7 +118,7 @@ class AdsClient:
             stale=True,
             detail="not connected yet",
         )
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def snapshot(self) -> Snapshot:
@@ -106,24 +126,36 @@ class AdsClient:
         return self._subscription.snapshot
 
     @property
+    def directive(self) -> Directive:
+        """The last directive accepted; `topology.directive.NONE` before there was any."""
+        return self._directed.directive
+
+    @property
     def status(self) -> AdsStatus:
+        self._confirm()
         return self._status
 
     def start(self) -> None:
-        """Take up the snapshot on disk, then begin to look for a control plane."""
+        """Take up snapshot and directive on disk, then begin to look for a control plane."""
         self._take_last_good()
-        self._task = asyncio.create_task(self._follow_forever(), name="ads")
+        self._take_kept_directive()
+        self._tasks = [asyncio.create_task(self._follow_forever(), name="ads")]
+        if self._last_good is not None:
+            vouching = self._vouch_forever(self._last_good)
+            self._tasks.append(asyncio.create_task(vouching, name="ads-vouch"))
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._last_good is not None:
             await self._last_good.close()
+        if self._directive_file is not None:
+            await self._directive_file.close()
 
     def _take_last_good(self) -> None:
         snapshot = self._last_good.load() if self._last_good is not None else None
-        if snapshot is None:
+        if snapshot is None or self._last_good is None:
             return
         try:
             self._on_snapshot(snapshot)
@@ -131,8 +163,23 @@ class AdsClient:
             log.error("the last good snapshot is ignored", reason=str(error))
             return
         self._subscription = Subscription(self._subscription.node_id, snapshot)
-        self._update(revision=snapshot.revision)
+        vouched_s = self._last_good.vouched_s
+        age_s = max(0.0, self._clock.wall() - vouched_s)
+        self._update(
+            revision=snapshot.revision,
+            confirmed_s=vouched_s,
+            confirmed_at=self._clock.now() - age_s,
+        )
         log.info("started from the last good snapshot", revision=snapshot.revision)
+
+    def _take_kept_directive(self) -> None:
+        data = self._directive_file.load() if self._directive_file is not None else None
+        if data is None:
+            return
+        try:
+            self._directed.restore(data, "the directive on disk", self._on_directive)
+        except TradewindError as error:
+            log.error("the directive on disk is ignored", reason=str(error))
 
     async def _follow_forever(self) -> None:
         attempt = 0
@@ -181,6 +228,7 @@ class AdsClient:
             await call.write(self._subscription.open())
             await call.initial_metadata()
         first_response_s = self._settings.first_response_timeout_ms / 1e3
+        asked = self._on_directive is None
         while True:
             async with asyncio.timeout(
                 None if self._subscription.synchronised else first_response_s
@@ -189,11 +237,28 @@ class AdsClient:
             if response is _EOF:
                 code, details = await call.code(), await call.details()
                 raise _Lost(f"{code.name}: {details or 'the stream ended'}")
-            received = self._subscription.receive(response, self._on_snapshot)
-            self._note(endpoint, received.origin, received.error)
-            if received.snapshot is not None and self._last_good is not None:
-                self._last_good.keep(received.snapshot)
-            await call.write(received.request)
+            if response.type_url == codec.DIRECTIVE_TYPE_URL and self._on_directive is not None:
+                await call.write(self._take_directive(response, endpoint))
+                continue
+            await call.write(self._take_snapshot(response, endpoint))
+            if not asked:
+                asked = True
+                await call.write(self._directed.open())
+
+    def _take_snapshot(self, response: Any, endpoint: str) -> Any:
+        received = self._subscription.receive(response, self._on_snapshot)
+        self._note(endpoint, received.origin, received.error)
+        if received.snapshot is not None and self._last_good is not None:
+            self._last_good.keep(received.snapshot)
+        return received.request
+
+    def _take_directive(self, response: Any, endpoint: str) -> Any:
+        received = self._directed.receive(response, self._on_directive)
+        if received.error:
+            log.warning("a directive was refused", endpoint=endpoint, reason=received.error)
+        if received.directive is not None and self._directive_file is not None:
+            self._directive_file.keep(self._directed.encode())
+        return received.request
 
     def _note(self, endpoint: str, origin: Origin, error: str) -> None:
         revision = self._subscription.snapshot.revision
@@ -213,7 +278,23 @@ class AdsClient:
             refused="",
         )
 
+    def _confirm(self) -> None:
+        """As long as the stream is up, the replica's last word holds."""
+        if self._status.connected and not self._status.stale:
+            self._status = msgspec.structs.replace(
+                self._status, confirmed_s=self._clock.wall(), confirmed_at=self._clock.now()
+            )
+
+    async def _vouch_forever(self, last_good: LastGood) -> None:
+        """Keep on disk until when the snapshot was vouched for, for the next start."""
+        while True:
+            status = self.status
+            if status.connected and not status.stale:
+                await last_good.vouch(self.snapshot, status.confirmed_s)
+            await asyncio.sleep(_VOUCH_EVERY_S)
+
     def _update(self, **changes: object) -> None:
+        self._confirm()
         before = self._status
         after = msgspec.structs.replace(before, **changes)
         if after.connected != before.connected:

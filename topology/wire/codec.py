@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 
+import msgspec
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 from google.protobuf.message import DecodeError
 
 from runtime.validation import InvalidDocument, Problem
+from topology import directive as directives
 from topology import resources as res
+from topology.directive import Directive
 from topology.resources import Resource
 from topology.wire.gen.tradewind.v1 import resource_pb2
 
 TYPE_URL = "type.googleapis.com/tradewind.v1.Resource"
+DIRECTIVE_TYPE_URL = "type.googleapis.com/tradewind.v1.Directive"
 
 # The whole of a snapshot travels in one response: the largest that either end accepts.
 MAX_RESPONSE_BYTES = 64 * 2**20
@@ -64,3 +68,52 @@ def unpack(entry: discovery.Resource) -> Resource:
             [Problem(entry.name, "name", str(resource.key), "the name it travels under")]
         )
     return resource
+
+
+class DirectiveVersion(msgspec.Struct, frozen=True):
+    """A directive's xDS version: `term.number.digest`. The digest is of all but the number."""
+
+    term: int = 0
+    number: int = 0
+    digest: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.term}.{self.number}.{self.digest}"
+
+    @classmethod
+    def parse(cls, text: str) -> DirectiveVersion:
+        """The reverse of `str`; what is no version is one older than all others."""
+        term, _, rest = text[:80].partition(".")
+        number, _, digest = rest.partition(".")
+        if not all(t.isascii() and t.isdigit() and len(t) < 20 for t in (term, number)):
+            return cls()
+        return cls(int(term), int(number), digest)
+
+
+def pack_directive(node: str, json: bytes, version: DirectiveVersion) -> discovery.Resource:
+    """A directive as an entry of a delta response. `json` leaves out the node, which is named
+    beside it: so nodes that are told the same share it."""
+    inner = resource_pb2.Directive(node=node, json=json)
+    entry = discovery.Resource(name=node, version=str(version))
+    entry.resource.type_url = DIRECTIVE_TYPE_URL
+    entry.resource.value = inner.SerializeToString()
+    return entry
+
+
+def unpack_directive(entry: discovery.Resource) -> Directive:
+    """The reverse of `pack_directive`; raises `InvalidDocument`."""
+    inner = resource_pb2.Directive()
+    if entry.resource.type_url != DIRECTIVE_TYPE_URL:
+        raise InvalidDocument(
+            [Problem(entry.name, "type_url", repr(entry.resource.type_url), DIRECTIVE_TYPE_URL)]
+        )
+    try:
+        inner.ParseFromString(entry.resource.value)
+    except DecodeError as error:
+        raise InvalidDocument([Problem(entry.name, "", str(error), "a directive")]) from error
+    if inner.node != entry.name:
+        raise InvalidDocument(
+            [Problem(entry.name, "node", repr(inner.node[:100]), "the name it travels under")]
+        )
+    directive = directives.decode(inner.json, entry.name)
+    return msgspec.structs.replace(directive, node=inner.node)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from pathlib import Path
 
 from runtime import atomic_file, logs
@@ -30,15 +32,30 @@ class LastGood:
         self.path = path
         self.failures = 0
         self._unsaved: Snapshot | None = None
+        self._on_disk: Snapshot | None = None  # what the file holds, as far as this process knows
         self._task: asyncio.Task[None] | None = None
 
     def load(self) -> Snapshot | None:
         """What was kept; None where nothing was, or where it is damaged (which is logged)."""
         try:
-            return load(self.path)
+            self._on_disk = load(self.path)
         except DamagedSnapshot as error:
             log.error("the last good snapshot is ignored", reason=str(error))
-            return None
+        return self._on_disk
+
+    @property
+    def vouched_s(self) -> float:
+        """Until when somebody vouched for what the file holds: Unix time; 0: there is no file."""
+        try:
+            return self.path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    async def vouch(self, snapshot: Snapshot, wall_s: float) -> None:
+        """Note on the file that `snapshot` is still what holds, if the file is up with it."""
+        if snapshot is self._on_disk:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(os.utime, self.path, (wall_s, wall_s))
 
     def keep(self, snapshot: Snapshot) -> None:
         """Write `snapshot` soon. Needs a running event loop."""
@@ -56,6 +73,7 @@ class LastGood:
             snapshot, self._unsaved = self._unsaved, None
             try:
                 await asyncio.to_thread(save, self.path, snapshot)
+                self._on_disk = snapshot
             except OSError as error:
                 self.failures += 1
                 log.error("the snapshot was not saved", path=str(self.path), reason=str(error))
