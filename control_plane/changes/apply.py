@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -89,18 +89,27 @@ class Changes:
         """What would happen. Raises what `apply` raises, but never `ChangeRefused`."""
         return self._planned(await self._base(), wanted)
 
-    async def apply(self, wanted: Wanted, author: str, allow: Allow = lambda _: None) -> Applied:
+    async def apply(
+        self,
+        wanted: Wanted,
+        author: str,
+        allow: Allow = lambda _: None,
+        guards: Sequence[Guard] = (),
+        also: Sequence[Operation] = (),
+    ) -> Applied:
         """Make the change whole or not at all.
 
-        Raises `InvalidDocument`, `UnknownResource`, `ChangeRefused`, `ChangeConflict`,
-        `StoreUnavailable`, and what `allow` raises.
+        `guards` must hold as well, and `also` is done in the same transaction (one operation at
+        most, where the change may be large). Raises `InvalidDocument`, `UnknownResource`,
+        `ChangeRefused`, `ChangeConflict`, `StoreUnavailable`, `Conflict` where one of `guards`
+        does not hold, and what `allow` raises.
         """
 
         async def make(base: Base) -> Plan:
             return self._planned(base, wanted)
 
         async with self._turn:
-            return await self._apply(make, author, allow, _ATTEMPTS)
+            return await self._apply(make, author, allow, _ATTEMPTS, guards, also)
 
     async def plan_rollback(self, revision: int, wanted: Wanted) -> Plan:
         """What would make everything as it was after the change at `revision`, Overrides excepted.
@@ -146,7 +155,15 @@ class Changes:
         wanted = msgspec.structs.replace(wanted, puts=found.puts, removes=found.removes)
         return self._planned(base, wanted) if found.puts or found.removes else nothing(base, wanted)
 
-    async def _apply(self, make: _Make, author: str, allow: Allow, attempts: int) -> Applied:
+    async def _apply(
+        self,
+        make: _Make,
+        author: str,
+        allow: Allow,
+        attempts: int,
+        guards: Sequence[Guard] = (),
+        also: Sequence[Operation] = (),
+    ) -> Applied:
         first: Base | None = None
         for _ in range(attempts):
             plan = await make(await self._base())
@@ -158,20 +175,24 @@ class Changes:
             if not plan.effective:
                 return Applied(plan, False, plan.base.revision)
             try:
-                revision = await self._write(plan, author)
-            except Conflict:
+                revision = await self._write(plan, author, guards, also)
+            except Conflict as error:
+                if any(guard.key in error.found for guard in guards):
+                    raise
                 continue  # plan again: what moved may not be ours
             await self._catalog.reached(revision, _READ_OWN_WRITE_S)
             return Applied(plan, True, revision)
         often = "others kept changing" if attempts > 1 else "somebody changed"
         raise ChangeConflict((), (f"{often} the configuration at the same time",))
 
-    async def _write(self, plan: Plan, author: str) -> int:
+    async def _write(
+        self, plan: Plan, author: str, guards: Sequence[Guard], also: Sequence[Operation]
+    ) -> int:
         now_s = self._clock.wall()
         change_id = secrets.token_hex(8)
-        guards, operations = _transaction(plan, change_id, author, self._replica, now_s, self._keep)
+        own, operations = _transaction(plan, change_id, author, self._replica, now_s, self._keep)
         try:
-            revision = await self._store.transact(guards, operations)
+            revision = await self._store.transact([*own, *guards], [*operations, *also])
         except StoreUnavailable as error:
             if not error.ambiguous:
                 raise

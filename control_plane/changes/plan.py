@@ -14,6 +14,7 @@ from control_plane.catalog import decode_entry
 from control_plane.changes import rollout_record, safety
 from control_plane.changes.diff import FieldChange, field_changes
 from control_plane.changes.errors import (
+    EMPTY_SELECTOR,
     RULES,
     ChangeConflict,
     Refusal,
@@ -151,6 +152,8 @@ def make_plan(base: Base, wanted: Wanted, knowledge: Knowledge, now_s: float) ->
     Raises `InvalidDocument`, `ChangeConflict`, `UnknownResource`.
     """
     _check(wanted)
+    if not wanted.puts and not wanted.removes:
+        return _of_nothing(base, wanted)
     _check_revisions(base, wanted)
     changes = [_put(base, resource) for resource in wanted.puts]
     changes += [_remove(base, key) for key in _removes(base, wanted)]
@@ -177,6 +180,14 @@ def nothing(base: Base, wanted: Wanted) -> Plan:
     return Plan(base, wanted, (), (), (), ())
 
 
+def _of_nothing(base: Base, wanted: Wanted) -> Plan:
+    """Nothing is selected. That never means all; who forces it changes nothing."""
+    found = Refusal(EMPTY_SELECTOR, "nothing is named to change, and empty is not all")
+    if EMPTY_SELECTOR in wanted.force:
+        return Plan(base, wanted, (), (), (found,), ())
+    return Plan(base, wanted, (), (found,), (), ())
+
+
 def _forecast_warnings(changes: list[Change], loads: Forecast) -> tuple[str, ...]:
     moves = any(c.key.kind in _MOVES_LOAD and c.action != "unchanged" for c in changes)
     if loads.unknown and moves:
@@ -188,10 +199,6 @@ def _forecast_warnings(changes: list[Change], loads: Forecast) -> tuple[str, ...
 
 def _check(wanted: Wanted) -> None:
     problems = []
-    if not wanted.puts and not wanted.removes:
-        problems.append(
-            Problem("request", "", "nothing", "at least one resource: empty is not all")
-        )
     for key in wanted.removes:
         if key.kind not in KINDS:
             problems.append(Problem("request", "kind", repr(key.kind), ", ".join(KINDS)))
