@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import grpc
 import msgspec
@@ -43,6 +43,7 @@ from topology.wire.subscription import Origin
 log = logs.get("discovery")
 
 ROLES = frozenset({"edge", "core", "dns"})
+PROXY = "proxy"  # the role of Envoy and gRPC clients, whose streams `proxies` serves
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 METHOD = "DeltaAggregatedResources"
 
@@ -71,6 +72,19 @@ class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """How many nodes may be connected; as many again are remembered after they left."""
 
 
+class Proxies(Protocol):
+    """Who serves streams of the role `proxy`; see `control_plane.discovery.proxies`."""
+
+    @property
+    def sessions(self) -> Iterable[Any]:
+        """Each with the public attributes of `Session`."""
+
+    async def converse_delta(
+        self, first: Any, requests: AsyncIterator[Any], context: Any, principal: Principal
+    ) -> None:
+        """Serve a stream to its end; raises `StreamRefused`."""
+
+
 class DiscoveryServer:
     """Serves one replica's catalog. `start()`, add to a server, and `await close()` before it."""
 
@@ -94,6 +108,7 @@ class DiscoveryServer:
             settings.admission_burst,
             settings.admission_longest_wait_ms / 1e3,
         )
+        self.proxies: Proxies | None = None
         self._streams: dict[str, _Stream] = {}
         self._left: OrderedDict[str, Session] = OrderedDict()
         self._published = False
@@ -139,6 +154,8 @@ class DiscoveryServer:
         """Every node connected, and those remembered."""
         yield from (stream.session for stream in self._streams.values())
         yield from self._left.values()
+        if self.proxies is not None:
+            yield from self.proxies.sessions
 
     def samples(self) -> Iterable[Sample]:
         """Figures for Prometheus."""
@@ -165,7 +182,10 @@ class DiscoveryServer:
         # Authorised after it was read: gRPC loses the status of a call that ends while the
         # client is still writing its first message.
         first = await self._first_request(requests)
-        principal = _authorise(context)
+        principal = _authorise(context, ROLES | {PROXY} if self.proxies else ROLES)
+        if self.proxies is not None and principal.role == PROXY:
+            await self.proxies.converse_delta(first, requests, context, principal)
+            return
         node_id = _check_node(first.node.id, principal)
         if not self._published:
             self._publish()
@@ -329,14 +349,14 @@ class _Stream:
             self.woken.set()
 
 
-def _authorise(context: Any) -> Principal:
+def _authorise(context: Any, roles: frozenset[str]) -> Principal:
     try:
         principal = principal_of_call(context)
     except IdentityError as error:
         raise NotAllowed(str(error)) from error
-    if principal.role not in ROLES:
+    if principal.role not in roles:
         raise NotAllowed(
-            f"{principal} may not subscribe", hint=f"roles: {', '.join(sorted(ROLES))}"
+            f"{principal} may not subscribe", hint=f"roles: {', '.join(sorted(roles))}"
         )
     return principal
 

@@ -1,0 +1,1 @@
+"""Other people's proxies as nodes: Envoy and proxyless gRPC, served from the same snapshot."""

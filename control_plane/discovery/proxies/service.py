@@ -1,0 +1,345 @@
+"""The shell of the proxies' discovery: streams, timers and what is published. No policy.
+
+Both methods of the aggregated discovery service end here for nodes whose role is `proxy`:
+`add_to` registers the state-of-the-world one, and `converse_delta` takes over streams of the
+delta one, which `control_plane.discovery.server` has begun to read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+from envoy.service.discovery.v3 import discovery_pb2 as discovery
+
+from control_plane.catalog import Catalog
+from control_plane.director.directives import Directives
+from control_plane.discovery.admission import Admission
+from control_plane.discovery.errors import (
+    NoAnswer,
+    NotAllowed,
+    NothingToServe,
+    StreamRefused,
+    TooMany,
+)
+from control_plane.discovery.proxies.node import Profile, check_node_id, profile_of
+from control_plane.discovery.proxies.session import WARM_S, ProxySession
+from control_plane.discovery.proxies.spread import World
+from control_plane.discovery.proxies.translation import Bundle, translate
+from control_plane.discovery.server import DiscoverySettings
+from control_plane.peers import principal_of_call
+from runtime import logs
+from runtime.clock import Clock
+from runtime.identity import IdentityError, Principal
+from runtime.metrics import Sample
+
+log = logs.get("proxies")
+
+ROLE = "proxy"
+SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+METHOD = "StreamAggregatedResources"
+PROFILES_MAX = 256  # that differ; each has its own translation
+STREAMS_PER_NODE = 64  # gRPC opens one for each name that it dials
+
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs leave it out
+_SWEEP_S = 1.0
+
+
+class ProxyDiscovery:
+    """Use within one event loop: `start()`, add to a server, and `await close()` before it."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        directives: Directives,
+        replica: str,
+        clock: Clock,
+        settings: DiscoverySettings,
+    ) -> None:
+        self._catalog = catalog
+        self._directives = directives
+        self._replica = replica
+        self._clock = clock
+        self._settings = settings
+        self._admission = Admission(
+            settings.admissions_per_s,
+            settings.admission_burst,
+            settings.admission_longest_wait_ms / 1e3,
+        )
+        self._world: World | None = None
+        self._bundles: dict[Profile, Bundle] = {}
+        self._streams: dict[int, _Stream] = {}
+        self._left: OrderedDict[str, ProxySession] = OrderedDict()
+        self._numbers = itertools.count(1)
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pushes = self._nacks = self._refused = 0
+
+    def start(self) -> None:
+        self._catalog.on_change(self._changed.set)
+        self._directives.on_change(self._changed.set)
+        self._changed.set()
+        self._tasks = [
+            asyncio.create_task(self._publish_forever(), name="proxies-publish"),
+            asyncio.create_task(self._sweep_forever(), name="proxies-sweep"),
+        ]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for stream in list(self._streams.values()):
+            stream.end(NothingToServe("this replica is shutting down"))
+
+    def add_to(self, server: Any) -> None:
+        """Register the state-of-the-world method on a `grpc.aio` server."""
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._serve_whole,
+            request_deserializer=discovery.DiscoveryRequest.FromString,
+            response_serializer=None,
+        )
+        handlers = grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})
+        server.add_generic_rpc_handlers((handlers,))
+
+    @property
+    def sessions(self) -> Iterable[ProxySession]:
+        """Every stream of a proxy, and proxies remembered."""
+        yield from (stream.session for stream in self._streams.values())
+        yield from self._left.values()
+
+    def samples(self) -> Iterable[Sample]:
+        """Figures for Prometheus."""
+        yield Sample("tradewind_proxies_streams", "Streams of proxies", len(self._streams))
+        yield Sample(
+            "tradewind_proxies_profiles", "Translations, one per kind of proxy", len(self._bundles)
+        )
+        yield Sample("tradewind_proxies_pushes_total", "Responses sent to proxies", self._pushes)
+        yield Sample("tradewind_proxies_nacks_total", "Responses proxies refused", self._nacks)
+        yield Sample("tradewind_proxies_refused_total", "Streams not served", self._refused)
+
+    async def converse_delta(
+        self, first: Any, requests: AsyncIterator[Any], context: Any, principal: Principal
+    ) -> None:
+        """Serve a delta stream whose `first` request was read and whose peer is `principal`.
+        Raises `StreamRefused`."""
+        await self._converse(first, requests, context, principal, delta=True)
+
+    async def _serve_whole(self, requests: AsyncIterator[Any], context: Any) -> None:
+        # Before anything else: it tells the client that somebody listens.
+        await context.send_initial_metadata(())
+        try:
+            first = await self._first_request(requests)
+            await self._converse(first, requests, context, _authorise(context), delta=False)
+        except StreamRefused as refusal:
+            self._refused += 1
+            log.warning("stream ended", peer=context.peer(), reason=str(refusal))
+            await context.abort(refusal.code, str(refusal))
+
+    async def _first_request(self, requests: AsyncIterator[Any]) -> Any:
+        try:
+            async with asyncio.timeout(self._settings.first_request_timeout_ms / 1e3):
+                return await anext(requests)
+        except (TimeoutError, StopAsyncIteration) as error:
+            raise NoAnswer("the stream began with no request") from error
+
+    async def _converse(
+        self,
+        first: Any,
+        requests: AsyncIterator[Any],
+        context: Any,
+        principal: Principal,
+        *,
+        delta: bool,
+    ) -> None:
+        node_id, profile = check_node_id(first.node.id, principal), profile_of(first.node)
+        if self._world is None:
+            self._publish()
+        await self._admit()
+        session = ProxySession(
+            node_id, principal, profile, self._replica, self._clock.wall(), delta=delta
+        )
+        session.receive(first, self._clock.wall())
+        self._bundle(profile)
+        stream = _Stream(session)
+        number = self._enter(stream)
+        reader = asyncio.create_task(self._read(requests, stream), name=f"ads-{node_id}")
+        try:
+            await self._write(context, stream)
+        finally:
+            reader.cancel()
+            self._leave(number)
+
+    async def _admit(self) -> None:
+        wait_s = self._admission.reserve(self._clock.now())
+        if wait_s is None:
+            raise TooMany("too many nodes come at once", hint="try again, or another replica")
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+
+    def _bundle(self, profile: Profile) -> Bundle:
+        found = self._bundles.get(profile)
+        if found is None:
+            if len(self._bundles) >= PROFILES_MAX:
+                self._forget_profiles()
+            if len(self._bundles) >= PROFILES_MAX:
+                raise TooMany(
+                    f"{PROFILES_MAX} kinds of proxies are connected already",
+                    hint="let proxies share `listen`, `edge`, `tenant` and `upstream`",
+                )
+            assert self._world is not None
+            found = self._bundles[profile] = translate(self._world, profile)
+        return found
+
+    def _forget_profiles(self) -> None:
+        used = {stream.session.profile for stream in self._streams.values()}
+        self._bundles = {p: bundle for p, bundle in self._bundles.items() if p in used}
+
+    def _enter(self, stream: _Stream) -> int:
+        node_id = stream.session.node_id
+        if len(self._streams) >= self._settings.max_nodes:
+            raise TooMany(f"{self._settings.max_nodes} streams of proxies are open already")
+        own = sum(s.session.node_id == node_id for s in self._streams.values())
+        if own >= STREAMS_PER_NODE:
+            raise TooMany(
+                f"{node_id} has {own} streams open already",
+                hint="give each process a node.id of its own, with `/<instance>` at its end",
+            )
+        number = next(self._numbers)
+        self._streams[number] = stream
+        self._left.pop(node_id, None)
+        log.info("proxy connected", node=node_id, flavour=stream.session.profile.flavour)
+        return number
+
+    def _leave(self, number: int) -> None:
+        session = self._streams.pop(number).session
+        session.leave(self._clock.wall())
+        log.info("proxy left", node=session.node_id)
+        if any(s.session.node_id == session.node_id for s in self._streams.values()):
+            return
+        self._left[session.node_id] = session
+        self._left.move_to_end(session.node_id)
+        while len(self._left) > self._settings.max_nodes:
+            self._left.popitem(last=False)
+
+    async def _read(self, requests: AsyncIterator[Any], stream: _Stream) -> None:
+        session = stream.session
+        try:
+            async for request in requests:
+                earlier = session.nack
+                session.receive(request, self._clock.wall())
+                if session.nack is not None and session.nack is not earlier:
+                    self._nacks += 1
+                    reason, node = session.nack.reason, session.node_id
+                    log.error("a proxy refused a resource", node=node, reason=reason)
+                stream.wake()
+            stream.end(None)
+        except StreamRefused as refusal:
+            stream.end(refusal)
+        except asyncio.CancelledError:
+            stream.end(None)
+            raise
+        except Exception as error:  # the stream's outermost edge: one node's trouble is its own
+            log.exception("reading from a proxy failed", node=session.node_id)
+            stream.end(StreamRefused(f"reading failed: {error!r}"))
+
+    async def _write(self, context: Any, stream: _Stream) -> None:
+        session = stream.session
+        while not stream.ended:
+            stream.woken.clear()
+            response = session.next_response(self._bundle(session.profile), self._clock.now())
+            if response is not None:
+                self._pushes += 1
+                await context.write(response)
+                continue
+            try:
+                async with asyncio.timeout(WARM_S if session.waits else None):
+                    await stream.woken.wait()
+            except TimeoutError:
+                continue
+        if stream.refusal is not None:
+            raise stream.refusal
+
+    def _publish(self) -> None:
+        """Raises `NothingToServe`: no configuration is not the same as an empty one."""
+        view = self._catalog.view
+        if not view.ready:
+            raise NothingToServe("this replica has no configuration yet", hint="try another one")
+        self._world = World(view.snapshot, self._directives.state, self._clock.wall())
+        self._forget_profiles()
+        for profile, earlier in self._bundles.items():
+            self._bundles[profile] = translate(self._world, profile, earlier)
+        for stream in self._streams.values():
+            stream.wake()
+
+    async def _publish_forever(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._until_expiry_s()):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass  # an override has expired
+            self._changed.clear()
+            try:
+                self._publish()
+            except NothingToServe:
+                pass  # not yet; the catalog says when
+            except Exception:  # the task's outermost edge: proxies keep what they have
+                log.exception("translating for proxies failed")
+            await asyncio.sleep(self._settings.debounce_ms / 1e3)
+
+    def _until_expiry_s(self) -> float | None:
+        """Until the next override expires; None: none will."""
+        if self._world is None:
+            return None
+        at_s = self._world.now_s
+        ends = [
+            spec.expires_s
+            for spec in self._world.snapshot.overrides.values()
+            if spec.expires_s is not None and spec.expires_s > at_s
+        ]
+        return max(0.0, min(ends) - self._clock.wall()) if ends else None
+
+    async def _sweep_forever(self) -> None:
+        limit_s = self._settings.ack_timeout_ms / 1e3
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now_s = self._clock.now()
+            for stream in list(self._streams.values()):
+                if stream.session.unanswered_for_s(now_s) > limit_s:
+                    stream.end(NoAnswer(f"no ACK and no NACK within {limit_s:g} s"))
+
+
+class _Stream:
+    """A session and what its writer waits for."""
+
+    def __init__(self, session: ProxySession) -> None:
+        self.session = session
+        self.woken = asyncio.Event()
+        self.ended = False
+        self.refusal: StreamRefused | None = None
+
+    def wake(self) -> None:
+        self.woken.set()
+
+    def end(self, refusal: StreamRefused | None) -> None:
+        if not self.ended:
+            self.ended = True
+            self.refusal = refusal
+            self.woken.set()
+
+
+def _authorise(context: Any) -> Principal:
+    try:
+        principal = principal_of_call(context)
+    except IdentityError as error:
+        raise NotAllowed(str(error)) from error
+    if principal.role != ROLE:
+        raise NotAllowed(
+            f"{principal} may not subscribe to this",
+            hint=f"state-of-the-world discovery is for the role {ROLE}; other nodes use delta",
+        )
+    return principal
