@@ -19,6 +19,7 @@ so that a clock that jumps frees nothing early. docs/decisions/0009-quotas.md ha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from zlib import crc32
 
 from msgspec import Struct
 
@@ -33,6 +34,13 @@ TOLERANCE = 0.1  # of a rate: smaller changes are not worth a directive
 _STEP_MIN_S = 10.0  # how often a wait is written down
 _STEP_MAX_S = 20.0  # the most that one step counts for, whatever the clock says
 _EPSILON = 1e-9
+_QUANTA = 256  # steps in an even share of the limit: rates are rounded down to whole ones
+# Pairs of tenant and node worked on in one round: about 0.15 s. Where there are more, each round
+# takes a part of the tenants.
+_PAIRS_PER_ROUND = 50_000
+# All of the state is one value in the store, which takes 1.5 MB: 100,000 pairs with unlike
+# demand make that. Tenants that come when there is no more room are not split.
+_PAIRS_MAX = 80_000
 
 
 class Split(Struct, frozen=True):
@@ -41,6 +49,7 @@ class Split(Struct, frozen=True):
     quotas: dict[str, Quota]
     numbers: dict[str, int]
     absent: dict[str, Wait]
+    notes: tuple[str, ...]  # for people
 
 
 class _Nodes(Struct, frozen=True):
@@ -48,6 +57,7 @@ class _Nodes(Struct, frozen=True):
 
     present: frozenset[str]
     absent: dict[str, Wait]
+    forgotten: frozenset[str]
     acked: dict[str, int]
     number: int  # of the state that this round makes
     now_s: float
@@ -59,8 +69,18 @@ def advance(snapshot: Snapshot, state: State, observed: Observed, now_s: float) 
     policy = snapshot.policy.quota
     nodes = _see(state, observed, policy, now_s)
     quotas, changed = {}, set()
-    for tenant, spec in snapshot.tenants.items():
-        if spec.limit is None:
+    limited = {name: spec.limit for name, spec in snapshot.tenants.items() if spec.limit}
+    turns = -(-len(limited) * max(1, len(nodes.present)) // _PAIRS_PER_ROUND)
+    pairs = sum(len(state.quotas[name].given) for name in limited if name in state.quotas)
+    unsplit = []
+    for tenant, limit in limited.items():
+        if tenant not in state.quotas:
+            pairs += len(nodes.present)
+            if pairs > _PAIRS_MAX:
+                unsplit.append(tenant)
+                continue
+        if turns > 1 and tenant in state.quotas and (crc32(tenant.encode()) + int(now_s)) % turns:
+            quotas[tenant] = state.quotas[tenant]
             continue
         before = state.quotas.get(tenant, Quota())
         asked = {
@@ -68,7 +88,7 @@ def advance(snapshot: Snapshot, state: State, observed: Observed, now_s: float) 
             for node, report in observed.edges.items()
             if tenant in report.tenants
         }
-        after = split(before, spec.limit.requests_per_s, policy, nodes, asked)
+        after = split(before, limit.requests_per_s, policy, nodes, asked)
         quotas[tenant] = after
         if after is not before:
             changed |= _redirected(before, after)
@@ -77,7 +97,18 @@ def advance(snapshot: Snapshot, state: State, observed: Observed, now_s: float) 
     named = {node for quota in quotas.values() for node in quota.given}
     numbers = {node: n for node, n in state.numbers.items() if node in named}
     numbers |= dict.fromkeys(changed & named, nodes.number)
-    return Split(quotas, numbers, {n: w for n, w in nodes.absent.items() if n in named})
+    absent = {node: wait for node, wait in nodes.absent.items() if node in named}
+    return Split(quotas, numbers, absent, _notes(unsplit))
+
+
+def _notes(unsplit: list[str]) -> tuple[str, ...]:
+    if not unsplit:
+        return ()
+    named = ", ".join(unsplit[:5]) + (", …" if len(unsplit) > 5 else "")
+    return (
+        f"the limits of {len(unsplit)} tenants are not split ({named}): too many tenants with a"
+        " limit for so many edges; each edge gives them a newcomer's share",
+    )
 
 
 def split(
@@ -113,9 +144,11 @@ def _see(state: State, observed: Observed, policy: QuotaPolicy, now_s: float) ->
     known = {node for quota in state.quotas.values() for node in quota.given}
     absent = {node: waited(state.absent.get(node), now_s) for node in known - present}
     forget_s = forget_after_s(policy.hold_s)
+    forgotten = {node for node, wait in absent.items() if wait.waited_s >= forget_s}
     return _Nodes(
         present=frozenset(present),
-        absent={node: wait for node, wait in absent.items() if wait.waited_s < forget_s},
+        absent={node: wait for node, wait in absent.items() if node not in forgotten},
+        forgotten=frozenset(forgotten),
         acked={n: seen.acked_directive for n, seen in observed.nodes.items()},
         number=next_number(state, now_s),
         now_s=now_s,
@@ -128,24 +161,25 @@ def _is_edge(node: str) -> bool:
 
 def _release(quota: Quota, hold_s: float, nodes: _Nodes) -> Quota:
     """Let go of what is no longer held: acknowledged, waited out, or forgotten."""
+    given, floors = dict(quota.given), dict(quota.floors)
     held, floors_held = dict(quota.held), dict(quota.floors_held)
     pending, lost = dict(quota.pending), dict(quota.lost)
-    given, floors = dict(quota.given), dict(quota.floors)
-    for node in quota.given:
-        if node not in nodes.present and node not in nodes.absent:
+    if nodes.forgotten:
+        for node in nodes.forgotten & given.keys():
             for table in (given, floors, held, floors_held, pending, lost):
                 table.pop(node, None)
-    for node, number in list(pending.items()):
+    for node, number in quota.pending.items():
+        if node not in pending:
+            continue
         if nodes.acked.get(node, 0) >= number:
-            held[node], floors_held[node] = given[node], floors[node]
-            del pending[node]
-            lost.pop(node, None)
+            for table in (held, floors_held, pending, lost):
+                table.pop(node, None)
         elif node in nodes.present:
             lost.pop(node, None)
         else:
             lost[node] = waited(lost.get(node), nodes.now_s)
-            if lost[node].waited_s >= reclaim_after_s(hold_s):
-                held[node] = max(given[node], floors_held[node])
+            if node in held and lost[node].waited_s >= reclaim_after_s(hold_s):
+                held[node] = max(given[node], floors_held.get(node, floors[node]))
     return Quota(given, floors, held, floors_held, pending, lost)
 
 
@@ -160,8 +194,10 @@ class _Step:
         self._given, self._floors = quota.given, quota.floors
         self._held, self._floors_held = quota.held, quota.floors_held
         self._pending, self._lost = quota.pending, quota.lost
-        count = len(nodes.present | self._given.keys())
-        self._floor = limit * policy.floor_share / count if count else 0.0
+        count = max(1, len(nodes.present | self._given.keys()))
+        self._floor = limit * policy.floor_share / count
+        # Coarse rates repeat, and the state that holds them all deflates to a fraction.
+        self._quantum = limit / count / _QUANTA
 
     def quota(self) -> Quota:
         return Quota(
@@ -192,22 +228,23 @@ class _Step:
 
     def raise_to(self, wanted: Mapping[str, float], asked: Mapping[str, float]) -> None:
         """Give out what nobody holds: first up to everybody's floor, then up to the targets."""
-        free = self._limit - sum(self._held.values())
+        free = self._limit - sum((self._given | self._held).values())
         for node_set in (self._below_floor(wanted), self._below_target(wanted, asked)):
             room = {
-                node: goal - self._held.get(node, 0.0)
+                node: goal - self._reserved(node)
                 for node, goal in node_set.items()
-                if goal > self._held.get(node, 0.0)
+                if goal > self._reserved(node)
             }
             total = sum(room.values())
             if total <= 0 or free <= _EPSILON * self._limit:
                 continue
             part = min(1.0, free / total)
             for node, more in room.items():
-                rate = self._held.get(node, 0.0) + more * part
-                if rate < self._first_least(node, node_set[node]):
+                before = self._reserved(node)
+                rate = self._rounded(before + more * part)
+                if rate <= before or rate < self._first_least(node, node_set[node]):
                     continue  # it is better off with a newcomer's share until more is free
-                free -= rate - self._held.get(node, 0.0)
+                free -= rate - before
                 self._give(node, rate, min(self._floor, rate))
 
     def _below_floor(self, wanted: Mapping[str, float]) -> dict[str, float]:
@@ -232,7 +269,7 @@ class _Step:
     def _first_least(self, node: str, goal: float) -> float:
         if node in self._given:
             return 0.0
-        return min(goal, self._newcomer) * (1 - _EPSILON)
+        return self._rounded(min(goal, self._newcomer))
 
     def _may_change(self, node: str) -> bool:
         """One change at a time, or a slow node would never acknowledge the newest. Of a node
@@ -243,12 +280,28 @@ class _Step:
         wait = self._nodes.absent.get(node)
         return wait is not None and wait.waited_s >= ABSENT_GRACE_S
 
+    def _reserved(self, node: str) -> float:
+        return self._held.get(node, self._given.get(node, 0.0))
+
+    def _rounded(self, rate: float) -> float:
+        return int(rate / self._quantum) * self._quantum
+
     def _give(self, node: str, rate: float, floor: float) -> None:
-        self._given[node], self._floors[node] = rate, floor
-        self._held[node] = max(rate, self._held.get(node, 0.0))
-        self._floors_held[node] = max(floor, self._floors_held.get(node, 0.0))
+        """Promise a rate; what it may go by until it acknowledges is the larger of the two."""
+        rate, floor = self._rounded(rate), self._rounded(floor)
+        self._hold(self._held, self._given, node, rate)
+        self._hold(self._floors_held, self._floors, node, floor)
         self._pending[node] = self._nodes.number
         self._lost.pop(node, None)
+
+    @staticmethod
+    def _hold(held: dict[str, float], told: dict[str, float], node: str, value: float) -> None:
+        most = max(held.get(node, 0.0), told.get(node, 0.0))
+        told[node] = value
+        if most > value:
+            held[node] = most
+        else:
+            held.pop(node, None)
 
 
 def _redirected(before: Quota, after: Quota) -> set[str]:

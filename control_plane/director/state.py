@@ -42,6 +42,7 @@ class Drain(Struct, frozen=True):
     paused: str = ""  # why it waits; empty: it goes on
     baseline_ms: dict[str, float] = {}  # receiving region -> first-token time at the start
     override_revision: int = 0  # of the Override that it carries out
+    well_since_s: float = 0.0  # while it waits: since when nobody suffers; 0: somebody does
 
 
 class Wait(Struct, frozen=True):
@@ -57,10 +58,15 @@ class Quota(Struct, frozen=True):
 
     given: dict[str, float] = {}  # in its newest directive
     floors: dict[str, float] = {}  # in its newest directive: what it keeps when it hears nothing
-    held: dict[str, float] = {}  # the most that it may still believe it has
-    floors_held: dict[str, float] = {}  # the largest floor that it may still believe it has
+    held: dict[str, float] = {}  # the most it may still believe it has, where that is not `given`
+    floors_held: dict[str, float] = {}  # the largest floor that it may still go by, likewise
     pending: dict[str, int] = {}  # node -> number of the directive that it must acknowledge
     lost: dict[str, Wait] = {}  # of those in `pending`: how long nobody has seen them since
+
+    @property
+    def reserved(self) -> float:
+        """The most that all nodes together may believe they have: never above the limit."""
+        return sum((self.given | self.held).values())
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -87,7 +93,9 @@ class Outlook(Struct, frozen=True):
     flows: dict[str, dict[str, float]] = {}  # demand class -> region that serves it -> tokens/s
     utilisation: dict[str, float] = {}  # region -> of its cores, by their own reports; 1 is full
     error_rate: dict[str, float] = {}  # region -> share of requests that failed there
-    first_token_ms: dict[str, float] = {}  # region -> mean time to the first token, lately
+    # region -> mean time to the first token, lately, less the way there and back: which edges
+    # send requests to a region changes during a drain, and must not look like a slow region.
+    first_token_ms: dict[str, float] = {}
     edges: int = 0  # that reported
 
 

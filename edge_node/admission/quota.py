@@ -1,0 +1,204 @@
+"""How many requests of a tenant this node admits: its part of the tenant's limit. Pure.
+
+The director gives each node a rate (see `topology.quota`); a token bucket per tenant holds the
+node to it. Nothing here waits: a request is admitted or told when to come back. A tenant without
+a limit costs one look into a dictionary.
+
+`now` is a monotonic time in seconds, the same clock for all calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import ceil
+from random import Random
+from typing import Literal, TypeAlias
+
+from runtime.errors import TradewindError
+from runtime.metrics import Sample
+from topology.directive import NONE, Directive
+from topology.quota import FORGET_HOLDS, newcomer_rate
+from topology.resources import QuotaPolicy, RateLimit
+from topology.snapshot import Snapshot
+
+Standing: TypeAlias = Literal["confirmed", "floor", "newcomer"]
+
+_RETRY_MAX_S = 60.0
+
+
+class OverLimit(TradewindError):
+    """The tenant has asked for more than it may. `retry_s`: when a try may succeed."""
+
+    retryable = True
+
+    def __init__(self, tenant: str, limit_per_s: float, retry_s: float) -> None:
+        super().__init__(
+            f"Rate limit reached for {tenant}: {limit_per_s:g} requests per second in all."
+            f" Please try again in {retry_s:.3g} s."
+        )
+        self.retry_s = retry_s
+
+    @property
+    def retry_after(self) -> int:
+        """Whole seconds, for the header of that name (RFC 9110, 10.2.3)."""
+        return max(1, ceil(self.retry_s))
+
+
+class Bucket:
+    """A token bucket: `rate` tokens per second, at most `capacity`; a request takes one.
+
+    It begins with a single token, so that a node that restarts has no burst to give again.
+    """
+
+    __slots__ = ("asked", "at", "capacity", "rate", "refused", "tokens")
+
+    def __init__(self, rate: float, burst_s: float, now: float) -> None:
+        self.asked = 0
+        self.refused = 0
+        self.tokens = 1.0
+        self.at = now
+        self.rate = 0.0
+        self.capacity = 1.0
+        self.set(rate, burst_s, now)
+
+    def set(self, rate: float, burst_s: float, now: float) -> None:
+        """Go by another rate from now on; what had been saved up stays, as far as it fits."""
+        self._refill(now)
+        self.rate = rate
+        self.capacity = max(1.0, rate * burst_s)
+        self.tokens = min(self.tokens, self.capacity)
+
+    def take(self, now: float) -> float:
+        """Take a token: 0. None is left: seconds until there is one."""
+        self._refill(now)
+        self.asked += 1
+        if self.tokens >= 1.0:
+            self.tokens -= 1.0
+            return 0.0
+        self.refused += 1
+        if self.rate <= 0:
+            return _RETRY_MAX_S
+        return min(_RETRY_MAX_S, (1.0 - self.tokens) / self.rate)
+
+    def _refill(self, now: float) -> None:
+        if now > self.at:
+            self.tokens = min(self.capacity, self.tokens + (now - self.at) * self.rate)
+            self.at = now
+
+
+class Quotas:
+    """All limits of one node. As many buckets as the snapshot has tenants with a limit."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self._limits: dict[str, RateLimit] = {}
+        self._policy = QuotaPolicy()
+        self._directive = NONE
+        self._buckets: dict[str, Bucket] = {}
+        self._confirmed: float | None = None  # when a current replica last stood behind it
+        self._since = 0.0  # when the directive was taken up
+        self._falls_at = 0.0  # when the rates change for want of a confirmation
+        self.standing: Standing = "newcomer"
+
+    # What the control plane says
+
+    def use(self, snapshot: Snapshot, now: float) -> None:
+        """Follow the limits of a snapshot."""
+        self._limits = {n: spec.limit for n, spec in snapshot.tenants.items() if spec.limit}
+        self._policy = snapshot.policy.quota
+        self._apply(now)
+
+    def direct(self, directive: Directive, now: float, *, live: bool) -> None:
+        """Follow a directive. `live`: it came from a replica, in this process's life; not so,
+        from disk: then only its floors count until a replica stands behind it."""
+        self._directive = directive
+        self._since = now
+        self._confirmed = now if live else None
+        self._apply(now)
+
+    def confirm(self, now: float) -> None:
+        """A replica that follows the store has been heard and has nothing newer."""
+        self._confirmed = now
+        self._falls_at = now + self._policy.hold_s
+        if self.standing != "confirmed":
+            self._apply(now)
+
+    # Requests
+
+    def admit(self, tenant: str, now: float) -> None:
+        """Count a request of `tenant`; raises `OverLimit`."""
+        bucket = self._buckets.get(tenant)
+        if bucket is None:
+            return
+        if now >= self._falls_at:
+            self._apply(now)
+            bucket = self._buckets[tenant]
+        wait_s = bucket.take(now)
+        if wait_s > 0:
+            # Those who are refused together shall not come back together.
+            spread_s = wait_s * (1.0 + self._rng.random())
+            raise OverLimit(tenant, self._limits[tenant].requests_per_s, spread_s)
+
+    @property
+    def asked(self) -> Mapping[str, int]:
+        """Tenant with a limit -> requests that asked, ever, refused ones too."""
+        return {tenant: bucket.asked for tenant, bucket in self._buckets.items()}
+
+    def rate(self, tenant: str, now: float) -> float:
+        """What this node admits of a tenant now, in requests per second; 0: it has no limit."""
+        if now >= self._falls_at:
+            self._apply(now)
+        bucket = self._buckets.get(tenant)
+        return bucket.rate if bucket is not None else 0.0
+
+    def samples(self) -> Iterable[Sample]:
+        for tenant, bucket in self._buckets.items():
+            labels = {"tenant": tenant}
+            name = "tradewind_edge_quota_"
+            yield Sample(name + "rate", "Requests/s admitted here.", bucket.rate, labels)
+            yield Sample(name + "asked_total", "Requests that asked.", bucket.asked, labels)
+            yield Sample(name + "refused_total", "Answered with 429.", bucket.refused, labels)
+        for standing in ("confirmed", "floor", "newcomer"):
+            yield Sample(
+                "tradewind_edge_quota_standing",
+                "What the quotas rest on: a directive that is confirmed, its floors, or nothing.",
+                self.standing == standing,
+                {"standing": standing},
+            )
+
+    # Within
+
+    def _apply(self, now: float) -> None:
+        """Set every bucket by what may be believed at `now`."""
+        self._stand(now)
+        for tenant in self._buckets.keys() - self._limits.keys():
+            del self._buckets[tenant]
+        for tenant, limit in self._limits.items():
+            rate = min(self._believed(tenant, limit), limit.requests_per_s)
+            bucket = self._buckets.get(tenant)
+            if bucket is None:
+                self._buckets[tenant] = Bucket(rate, limit.burst_s, now)
+            else:
+                bucket.set(rate, limit.burst_s, now)
+
+    def _stand(self, now: float) -> None:
+        hold_s = self._policy.hold_s
+        falls_at = None if self._confirmed is None else self._confirmed + hold_s
+        silent_since = self._since if self._confirmed is None else self._confirmed
+        forgotten_at = silent_since + hold_s * FORGET_HOLDS
+        if self._directive is NONE:
+            self.standing, self._falls_at = "newcomer", float("inf")
+        elif falls_at is not None and now < falls_at:
+            self.standing, self._falls_at = "confirmed", falls_at
+        elif now < forgotten_at:
+            self.standing, self._falls_at = "floor", forgotten_at
+        else:
+            self.standing, self._falls_at = "newcomer", float("inf")
+
+    def _believed(self, tenant: str, limit: RateLimit) -> float:
+        given = self._directive.quotas.get(tenant)
+        if given is None or self.standing == "newcomer":
+            return newcomer_rate(limit.requests_per_s, self._policy)
+        if self.standing == "floor":
+            return min(given, self._directive.floors.get(tenant, 0.0))
+        return given
