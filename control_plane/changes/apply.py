@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from control_plane import keys
 from control_plane.catalog import Catalog
-from control_plane.changes import history
+from control_plane.changes import history, rollout_record, staging
 from control_plane.changes.archive import Archive
 from control_plane.changes.errors import ChangeConflict, ChangeRefused
 from control_plane.changes.plan import Base, Knowledge, Plan, Wanted, make_plan, nothing, told
@@ -147,7 +147,7 @@ class Changes:
             outlook=self._outlook(),
             state=self._state(),
         )
-        return make_plan(base, wanted, knowledge, self._clock.wall())
+        return staging.judged(make_plan(base, wanted, knowledge, self._clock.wall()))
 
     async def _planned_rollback(self, base: Base, revision: int, wanted: Wanted) -> Plan:
         later = await self.archive.since(base.head, revision)
@@ -191,6 +191,8 @@ class Changes:
         now_s = self._clock.wall()
         change_id = secrets.token_hex(8)
         own, operations = _transaction(plan, change_id, author, self._replica, now_s, self._keep)
+        if not any(operation.key == keys.ROLLOUT for operation in also):
+            _stage(plan, author, now_s, own, operations)
         try:
             revision = await self._store.transact([*own, *guards], [*operations, *also])
         except StoreUnavailable as error:
@@ -252,6 +254,16 @@ def _transaction(
             value = res.encode(history.stored(change.after, author, now_s))
             operations.append(Put(path, value))
     return guards, operations
+
+
+def _stage(
+    plan: Plan, author: str, now_s: float, guards: list[Guard], operations: list[Operation]
+) -> None:
+    """Where the change is rolled out in stages, its record goes into the same transaction."""
+    record = staging.record_of(plan, author, now_s)
+    if record is not None:
+        guards.append(Guard(keys.ROLLOUT, plan.base.rollout_revision))
+        operations.append(Put(keys.ROLLOUT, rollout_record.encode(record)))
 
 
 def _check_unmoved(plan: Plan, first: Base) -> None:

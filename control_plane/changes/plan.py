@@ -140,6 +140,7 @@ class Plan(Struct, frozen=True):
     forced: tuple[Refusal, ...]  # those that were
     warnings: tuple[str, ...]
     forecast: Forecast = Forecast()
+    staged: bool = False  # a rollout begins with it, or it joins one
 
     @property
     def effective(self) -> tuple[Change, ...]:
