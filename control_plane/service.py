@@ -15,6 +15,8 @@ import grpc.aio
 from control_plane.admin.service import AdminService
 from control_plane.catalog import Catalog
 from control_plane.changes.apply import Changes
+from control_plane.director.directives import Directives
+from control_plane.discovery.proxies.service import ProxyDiscovery
 from control_plane.discovery.server import DiscoveryServer
 from control_plane.geodns.exposition import Exposition, Page
 from control_plane.geodns.places import open_locator
@@ -35,6 +37,7 @@ log = logs.get("control-plane")
 
 ROLE = "control"
 LAST_GOOD = "last-good.snapshot"
+LAST_DIRECTIVES = "last-good.directives"
 
 
 class CannotServe(TradewindError):
@@ -58,9 +61,17 @@ class Replica:
         kept = settings.data_dir / LAST_GOOD if settings.data_dir else None
         self.catalog = Catalog(store, kept, clock, rng)
         self.changes = Changes(store, self.catalog, clock, self.name)
+        self.directives = Directives(
+            store, settings.data_dir / LAST_DIRECTIVES if settings.data_dir else None, rng
+        )
         self.discovery = DiscoveryServer(self.catalog, self.name, clock, settings.discovery)
+        self.proxies = ProxyDiscovery(
+            self.catalog, self.directives, self.name, clock, settings.discovery
+        )
+        self.discovery.proxies = self.proxies
         self.metrics = Metrics()
         self.metrics.watch(self.discovery.samples)
+        self.metrics.watch(self.proxies.samples)
         self.metrics.watch(self._samples)
         self.port = 0
         locator = open_locator(settings.prefix_table, settings.mmdb, settings.prefixes)
@@ -72,21 +83,26 @@ class Replica:
     async def start(self) -> None:
         """Serve, whether the store answers or not."""
         self.catalog.start()
+        self.directives.start()
         self.discovery.start()
+        self.proxies.start()
         self._server = grpc.aio.server(options=server_options())
         admin_pb2_grpc.add_AdminServicer_to_server(  # type: ignore[no-untyped-call]
             self._admin, self._server
         )
         self.discovery.add_to(self._server)
+        self.proxies.add_to(self._server)
         self.port = _listen(self._server, self._settings.listen, self._identity)
         await self._server.start()
         log.info("serving", replica=self.name, listen=self._settings.listen, port=self.port)
 
     async def close(self) -> None:
         """End streams with a word, let calls in progress finish, let go of the store."""
+        await self.proxies.close()
         await self.discovery.close()
         if self._server is not None:
             await self._server.stop(self._settings.shutdown_grace_ms / 1e3)
+        await self.directives.close()
         await self.catalog.close()
         await self.store.close()
 
