@@ -102,7 +102,8 @@ class Base(Struct, frozen=True):
                 continue  # `tradewind status` shows it; a put over it mends it
             resources[resource.key] = resource
         return cls(
-            revision=max((entry.revision for entry in listing.entries), default=0),
+            # As the catalog counts: the rollout moves on by itself, and changes no resource.
+            revision=max((e.revision for e in listing.entries if e.key != keys.ROLLOUT), default=0),
             entries=entries,
             resources=resources,
             head=head or Head(),

@@ -29,6 +29,17 @@ class Counts(Struct, frozen=True):
     requests_without: float = 0.0
     errors_without: float = 0.0
 
+    def rate_with(self, requests_min: float) -> float:
+        """The share of requests that failed; -1 where there were too few to say."""
+        return _rate(self.errors_with, self.requests_with, requests_min)
+
+    def rate_without(self, requests_min: float) -> float:
+        return _rate(self.errors_without, self.requests_without, requests_min)
+
+
+def _rate(errors: float, requests: float, requests_min: float) -> float:
+    return errors / requests if requests > 0 and requests >= requests_min else -1.0
+
 
 class RolloutRecord(Struct, frozen=True, kw_only=True):
     """Times are Unix seconds. `before` holds, for each resource that the change touched, the
@@ -51,7 +62,9 @@ class RolloutRecord(Struct, frozen=True, kw_only=True):
     step: int = 0  # 0: the canaries have it; n: the n-th of the policy's steps
     joined: tuple[int, ...] = ()  # numbers of later changes that were forced into it
     counts: Counts = Counts()
-    counted_s: float = 0.0  # until when `counts` go
+    counted_s: float = 0.0  # until when `counts` and `held_s` go
+    held_s: float = 0.0  # how long this stage has lasted, in steps that no clock can make long
+    usual_rate: float = -1.0  # of errors without the change, when that could last be said
 
     @property
     def under_way(self) -> bool:
