@@ -277,6 +277,52 @@ async def test_a_minority_serves_nothing(cluster: EtcdCluster, store: EtcdStore)
     await store.close()
 
 
+async def test_a_lease_outlives_the_members_that_knew_it(
+    cluster: EtcdCluster, store: EtcdStore
+) -> None:
+    """Kept alive like the director's, through the death of followers and of leaders."""
+    lease = await store.grant(4)
+    revision = await store.transact([], [Put("leased/a", b"1", lease)])
+    watch = store.watch("leased/", revision)
+    pending = asyncio.create_task(anext(watch))
+    for victim in ("used", "leader", "frozen"):
+        index = await cluster.leader() if victim == "leader" else used_by(store, cluster)
+        if victim == "frozen":
+            cluster.freeze(index)
+        else:
+            cluster.kill(index)
+        for _ in range(4):
+            took_s, lasts_s = await timed(store.keep_alive(lease))
+            assert lasts_s >= 4, lasts_s
+            assert took_s < 3.5  # a second for what is frozen, and an election
+            await asyncio.sleep(0.2)
+        if victim == "frozen":
+            cluster.thaw(index)
+        else:
+            await cluster.restart(index)
+    assert not pending.done(), "the key never went"
+    entry = await store.get("leased/a")
+    assert entry == Entry("leased/a", b"1", revision, lease)
+
+    # Without a majority nobody keeps a lease alive, and nobody ends it either.
+    left = used_by(store, cluster)
+    for index in {0, 1, 2} - {left}:
+        cluster.kill(index)
+    took_s, error = await timed(store.keep_alive(lease))
+    assert isinstance(error, StoreUnavailable)
+    assert took_s < 6
+    await cluster.start()
+    async with asyncio.timeout(8):
+        while not isinstance((await timed(store.keep_alive(lease)))[1], float):
+            await asyncio.sleep(0.05)
+    assert not pending.done()
+    await store.revoke(lease)
+    change = await asyncio.wait_for(pending, 3)
+    assert isinstance(change, Change)
+    assert change.deletes == ("leased/a",)
+    await watch.aclose()
+
+
 async def test_reconnecting_does_not_spin(cluster: EtcdCluster, store: EtcdStore) -> None:
     """While everything is down a watch tries a few times a second, not a thousand times."""
     watch = store.watch("spin/", await store.transact([], [Put("spin/a", b"")]))

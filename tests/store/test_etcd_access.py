@@ -273,6 +273,16 @@ async def test_users(tmp_path: Path) -> None:
         await cluster.restart(0)  # which forgets every token
         again = await store.transact([], [Put("/tradewind/a", b"2")])
         assert [item.revision for item in await take(watch, 1)] == [again]  # type: ignore[union-attr]
+        # Leases need no permission of their own, and tokens that are lost do not end them.
+        lease = await store.grant(30)
+        await store.transact([], [Put("/tradewind/leased", b"1", lease)])
+        with pytest.raises(StoreRefused, match="permission denied"):
+            await store.transact([], [Put("/other", b"1", lease)])
+        await cluster.restart(0)
+        assert await store.keep_alive(lease) >= 30
+        await cluster.restart(0)
+        await store.revoke(lease)
+        assert await store.get("/tradewind/leased") is None
         # A watch that is refused keeps trying, says so, and begins when it may.
         forbidden = store.watch("/other/", revision)
         await take_nothing(forbidden)

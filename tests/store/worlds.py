@@ -33,6 +33,10 @@ class World(Protocol):
 
     async def compact(self, revision: int) -> None: ...
 
+    async def another(self) -> Store:
+        """A store of another process; the first is closed, as if its process had ended."""
+        ...
+
 
 class MemoryWorld:
     def __init__(self) -> None:
@@ -47,6 +51,9 @@ class MemoryWorld:
 
     async def compact(self, revision: int) -> None:
         self._store.compact(revision)
+
+    async def another(self) -> Store:
+        return self._store  # memory has no clients
 
 
 class EtcdWorld:
@@ -66,6 +73,11 @@ class EtcdWorld:
         async with grpc.aio.insecure_channel(self._endpoint) as channel:
             await etcdrpc.KVStub(channel).Compact(etcdrpc.CompactionRequest(revision=revision))
 
+    async def another(self) -> Store:
+        await self.store.close()
+        self.store = EtcdStore(EtcdSettings((self.proxy.address,)), SystemClock(), Random(2))
+        return self.store
+
 
 @contextlib.asynccontextmanager
 async def memory_world() -> AsyncIterator[MemoryWorld]:
@@ -79,8 +91,9 @@ async def etcd_world(endpoint: str) -> AsyncIterator[EtcdWorld]:
     proxy = Proxy(endpoint)
     await proxy.start()
     store = EtcdStore(EtcdSettings((proxy.address,)), SystemClock(), Random(1))
-    yield EtcdWorld(store, proxy, endpoint)
-    await store.close()
+    world = EtcdWorld(store, proxy, endpoint)
+    yield world
+    await world.store.close()
     await proxy.stop()
 
 
