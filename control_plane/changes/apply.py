@@ -194,6 +194,8 @@ class Changes:
         if not any(operation.key == keys.ROLLOUT for operation in also):
             _stage(plan, author, now_s, own, operations)
         try:
+            given = {guard.key for guard in guards}
+            own = [guard for guard in own if guard.key not in given]
             revision = await self._store.transact([*own, *guards], [*operations, *also])
         except StoreUnavailable as error:
             if not error.ambiguous:

@@ -29,10 +29,11 @@ LATENCY_SLACK_MS = 50.0
 
 
 class Pace(Struct, frozen=True):
-    """`finished`: names of Overrides whose paced restore has reached 0%: they may go."""
+    """`finished`: Overrides whose paced restore has reached 0%, and their revisions: they may go,
+    unless somebody has replaced them since."""
 
     drains: dict[str, Drain]  # by region; what nodes are to be told
-    finished: tuple[str, ...] = ()
+    finished: dict[str, int] = {}
     notes: tuple[str, ...] = ()  # for people: which of them wait, and why
 
 
@@ -52,7 +53,8 @@ def advance(snapshot: Snapshot, state: State, outlook: Outlook, now_s: float) ->
     clock that jumps.
     """
     drains: dict[str, Drain] = {}
-    finished, notes = [], []
+    finished: dict[str, int] = {}
+    notes: list[str] = []
     for region, paced in sorted(_paced(snapshot, now_s).items()):
         held = state.drains.get(region)
         if held is None or held.override_revision != paced.revision:
@@ -65,8 +67,8 @@ def advance(snapshot: Snapshot, state: State, outlook: Outlook, now_s: float) ->
         if drain.paused:
             notes.append(f"{region} stands at {drain.percent:.0f}%: {drain.paused}")
         if paced.spec.percent == 0.0 and drain.percent == 0.0:
-            finished.append(paced.name)
-    return Pace(drains, tuple(finished), tuple(notes))
+            finished[paced.name] = paced.revision
+    return Pace(drains, finished, tuple(notes))
 
 
 def _paced(snapshot: Snapshot, now_s: float) -> dict[str, _Paced]:
