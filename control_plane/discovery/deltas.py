@@ -1,5 +1,8 @@
 """Snapshots in xDS's terms, and the difference between two of them. Pure.
 
+While a rollout is under way there are two of them: the newest, and what nodes beyond its stage are
+served. Each node gets one or the other, never a mixture.
+
 Each resource is encoded once, and each difference once, however many nodes it is sent to: nodes
 that hold the same versions get the same bytes.
 """
@@ -12,11 +15,16 @@ from collections.abc import Mapping
 
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
+from control_plane.changes.rollout_record import RolloutRecord, snapshot_before
+from runtime import logs
+from runtime.validation import InvalidDocument
 from topology.resources import Key, Resource
 from topology.snapshot import Snapshot
 from topology.wire import codec
 
-_KEPT = 8  # snapshots whose holders are recognised when they come back
+log = logs.get("discovery")
+
+_KEPT = 16  # snapshots whose holders are recognised when they come back
 
 _tokens = itertools.count(1)
 
@@ -66,16 +74,50 @@ class Deltas:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.current = Encoded(snapshot, None)
+        self.before: Encoded | None = None  # for nodes beyond the stage of `rollout`
+        self.rollout: RolloutRecord | None = None  # under way; another object once it moved on
         self._recent: OrderedDict[int, Encoded] = OrderedDict()
-        self._bodies: dict[int, bytes] = {}
+        self._bodies: dict[tuple[int, int], bytes] = {}
         self._remember(self.current)
 
-    def publish(self, snapshot: Snapshot) -> None:
-        if snapshot is self.current.snapshot:
-            return
-        self.current = Encoded(snapshot, self.current)
+    def publish(self, snapshot: Snapshot, rollout: RolloutRecord | None = None) -> bool:
+        """Serve this from now on. False: nobody is served anything else than until now."""
+        rollout = rollout if rollout is not None and rollout.under_way else None
+        new_head = snapshot is not self.current.snapshot
+        if not new_head and _stage(rollout) == _stage(self.rollout):
+            return False
+        last = self.current
+        if new_head:
+            self.current = Encoded(snapshot, last)
+            self._remember(self.current)
+        if rollout is None:
+            self.before = None
+        elif new_head or self.before is None or _base(rollout) != _base(self.rollout):
+            self.before = self._encode_before(rollout, last)
+        self.rollout = rollout
         self._bodies.clear()
-        self._remember(self.current)
+        return True
+
+    def for_principal(self, principal: str) -> Encoded:
+        """What nodes with this principal are served."""
+        if self.rollout is None or self.before is None or self.rollout.has(principal):
+            return self.current
+        return self.before
+
+    def _encode_before(self, rollout: RolloutRecord, last: Encoded) -> Encoded:
+        try:
+            before = snapshot_before(rollout, self.current.snapshot)
+        except InvalidDocument as error:  # nobody could have written it through the admin API
+            log.error("what was before the rollout does not fit together", reason=str(error))
+            if self.before is not None:
+                return self.before
+            return last if 0 < last.revision < rollout.revision else self.current
+        encoded = Encoded(before, self.current)
+        for known in reversed(self._recent.values()):
+            if known.revision <= before.revision and known.versions == encoded.versions:
+                return known  # nodes hold it: nothing to tell them
+        self._remember(encoded)
+        return encoded
 
     def recognise(self, versions: Mapping[str, str]) -> Held:
         """What a node that comes back holds: one of our recent snapshots, or something else."""
@@ -86,17 +128,18 @@ class Deltas:
                 return encoded
         return Held(dict(versions), shared=False)
 
-    def body(self, held: Held) -> bytes:
-        """A response, serialised, that turns `held` into the current snapshot.
+    def body(self, held: Held, target: Encoded) -> bytes:
+        """A response, serialised, that turns `held` into `target`.
 
         Without nonce and origin: those are appended, since in protobuf's encoding a message
         followed by another of its type is both of them merged.
         """
-        body = self._bodies.get(held.token)
+        key = (held.token, target.token)
+        body = self._bodies.get(key)
         if body is None:
-            body = bytes(_difference(held, self.current).SerializeToString())
+            body = bytes(_difference(held, target).SerializeToString())
             if held.shared:
-                self._bodies[held.token] = body
+                self._bodies[key] = body
         return body
 
     def _remember(self, encoded: Encoded) -> None:
@@ -123,3 +166,17 @@ def _difference(held: Held, target: Encoded) -> discovery.DeltaDiscoveryResponse
         resources=changed,
         removed_resources=[name for name in held.versions if name not in target.versions],
     )
+
+
+def _stage(rollout: RolloutRecord | None) -> tuple[object, ...] | None:
+    """All of a rollout that decides who is served what."""
+    if rollout is None:
+        return None
+    return (*_base(rollout), rollout.percent, rollout.canaries)
+
+
+def _base(rollout: RolloutRecord | None) -> tuple[object, ...]:
+    """All of a rollout that decides what the others are served."""
+    if rollout is None:
+        return ()
+    return (rollout.number, rollout.revision, rollout.base_revision, rollout.before)

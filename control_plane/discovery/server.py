@@ -111,7 +111,7 @@ class DiscoveryServer:
         self.proxies: Proxies | None = None
         self._streams: dict[str, _Stream] = {}
         self._left: OrderedDict[str, Session] = OrderedDict()
-        self._published = False
+        self._published: Origin | None = None  # with which nodes were last told of anything
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._pushes = self._nacks = self._refused = 0
@@ -160,7 +160,7 @@ class DiscoveryServer:
     def samples(self) -> Iterable[Sample]:
         """Figures for Prometheus."""
         sent = self.revision
-        behind = sum(s.session.acked_revision != sent for s in self._streams.values())
+        behind = sum(s.session.behind for s in self._streams.values())
         yield Sample("tradewind_discovery_nodes", "Connected nodes", len(self._streams))
         yield Sample("tradewind_discovery_nodes_behind", "Nodes without the newest", behind)
         yield Sample("tradewind_discovery_revision", "The revision served", sent)
@@ -187,7 +187,7 @@ class DiscoveryServer:
             await self.proxies.converse_delta(first, requests, context, principal)
             return
         node_id = _check_node(first.node.id, principal)
-        if not self._published:
+        if self._published is None:
             self._publish()
         await self._admit()
         now_s, wall_s = self._clock.now(), self._clock.wall()
@@ -292,8 +292,11 @@ class DiscoveryServer:
         view = self._catalog.view
         if not view.ready:
             raise NothingToServe("this replica has no configuration yet", hint="try another one")
-        self._published = True
-        self._deltas.publish(view.snapshot)
+        origin = self._origin()
+        news = self._deltas.publish(view.snapshot, view.rollout) or origin != self._published
+        self._published = origin
+        if not news:
+            return
         for stream in self._streams.values():
             stream.wake()
 
@@ -325,6 +328,8 @@ class DiscoveryServer:
         while True:
             await asyncio.sleep(_SWEEP_S)
             now_s = self._clock.now()
+            if self._directives is not None:
+                self._directed.fresh = self._directives.followed
             for stream in list(self._streams.values()):
                 if stream.session.unanswered_for_s(now_s) > limit_s:
                     stream.end(NoAnswer(f"no ACK and no NACK within {limit_s:g} s"))

@@ -13,7 +13,8 @@ import msgspec
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 from msgspec import Struct
 
-from control_plane.discovery.deltas import NOTHING, Deltas, Held, notice
+from control_plane.changes.rollout_record import RolloutRecord
+from control_plane.discovery.deltas import NOTHING, Deltas, Encoded, Held, notice
 from control_plane.discovery.directed import Directed
 from control_plane.discovery.directing import DirectiveChannel, DirectiveNack
 from control_plane.discovery.errors import InvalidSubscription
@@ -69,6 +70,8 @@ class Session:
         self._held = deltas.recognise(dict(first.initial_resource_versions))
         self._held_revision = _held_revision(first)
         self._in_flight: _InFlight | None = None
+        self._staging: RolloutRecord | None = None  # by which `_target` was chosen
+        self._has_change = True
         self._refused = 0  # the token of the snapshot that it refused
         self._origin: Origin | None = None
         self._catch_up_until_s = now_s + CATCH_UP_S
@@ -121,7 +124,7 @@ class Session:
     def _next_resources(self, origin: Origin, now_s: float) -> bytes | None:
         if self._in_flight is not None or not self._subscribed:
             return None
-        target = self._deltas.current
+        target = self._target()
         behind = self._held.token != target.token or self._held_revision != target.revision
         if behind and self._refused != target.token:
             if target.revision >= self._held_revision or self._may_go_back(origin, now_s):
@@ -156,7 +159,31 @@ class Session:
     def waits_for_catch_up(self) -> bool:
         if self._directive is not None and self._directive.waits_for_catch_up:
             return True
-        return self._deltas.current.revision < self._held_revision
+        return self._target().revision < self._held_revision
+
+    @property
+    def behind(self) -> bool:
+        """The node has yet to acknowledge what it is to have."""
+        target = self._target()
+        return self._held.token != target.token or self._held_revision != target.revision
+
+    @property
+    def staged(self) -> bool:
+        """What the node has is the snapshot of before the rollout that is under way."""
+        before = self._deltas.before
+        if before is None:
+            return False
+        if self._target() is before:
+            return True
+        return self._held.token == before.token and self._refused != self._deltas.current.token
+
+    def _target(self) -> Encoded:
+        rollout = self._deltas.rollout
+        if rollout is not self._staging:
+            self._staging = rollout
+            self._has_change = rollout is None or rollout.has(str(self.principal))
+        before = self._deltas.before
+        return self._deltas.current if self._has_change or before is None else before
 
     def _next_nonce(self) -> int:
         self._nonces += 1
@@ -169,7 +196,7 @@ class Session:
         self, held: Held, revision: int, origin: Origin, now_s: float, *, delivers: bool
     ) -> bytes:
         nonce = f"{revision}.{self._next_nonce()}"
-        body = self._deltas.body(self._held) if delivers else notice(revision)
+        body = self._deltas.body(self._held, self._target()) if delivers else notice(revision)
         tail = discovery.DeltaDiscoveryResponse(nonce=nonce)
         tail.control_plane.identifier = msgspec.json.encode(origin).decode()
         self._in_flight = _InFlight(nonce, held, revision, now_s, delivers)
