@@ -344,7 +344,7 @@ def parse(raw: object, source: str) -> Resource:
         problems += check(raw["spec"], cls, source, "spec")
         problems += beyond_types(str(kind), raw["spec"], source)
     if problems or cls is None:
-        raise InvalidDocument(problems)
+        raise InvalidDocument([_without_secret(problem) for problem in problems])
     envelope = convert(raw, _Envelope, source)
     return Resource(
         kind=envelope.kind,
@@ -354,6 +354,13 @@ def parse(raw: object, source: str) -> Resource:
         author=envelope.author,
         time_s=envelope.time_s,
     )
+
+
+def _without_secret(problem: Problem) -> Problem:
+    """What stands where a hash should may well be an API key: it is not told on."""
+    if not problem.path.startswith("spec.api_keys"):
+        return problem
+    return msgspec.structs.replace(problem, found="something else (not shown: it may be a key)")
 
 
 _NAME_OF: dict[str, Any] = {"Model": ModelName}

@@ -17,8 +17,10 @@ from google.rpc import status_pb2
 from control_plane.changes.errors import (
     ChangeConflict,
     ChangeRefused,
+    HistoryDamaged,
     Refusal,
     UnknownResource,
+    UnknownRevision,
 )
 from control_plane.store.base import StoreStatus
 from control_plane.store.errors import Conflict, InvalidRequest, StoreUnavailable
@@ -33,6 +35,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 # Trailing metadata is bounded (channel.MAX_METADATA_BYTES), and base64 makes it a third larger.
 _DETAIL_BYTES = 24 * 1024
 _MESSAGE_CHARACTERS = 1_000
+_LOGGED = 10  # mistakes
 
 INVALID = "invalid"
 CONFLICT = "conflict"
@@ -41,11 +44,17 @@ UNAVAILABLE = "unavailable"
 DENIED = "denied"
 NOT_FOUND = "not_found"
 DEADLINE = "deadline"
+DAMAGED = "damaged"
+UNSUPPORTED = "unsupported"
 INTERNAL = "internal"
 
 
 class Denied(TradewindError):
     """The caller's certificate does not allow the call."""
+
+
+class NotServed(TradewindError):
+    """This replica has no part that could answer the call."""
 
 
 class AdminError(TradewindError):
@@ -82,7 +91,10 @@ _CODES: tuple[tuple[type[Exception], str, grpc.StatusCode], ...] = (
     (Conflict, CONFLICT, grpc.StatusCode.ABORTED),
     (ChangeRefused, REFUSED, grpc.StatusCode.FAILED_PRECONDITION),
     (UnknownResource, NOT_FOUND, grpc.StatusCode.NOT_FOUND),
+    (UnknownRevision, NOT_FOUND, grpc.StatusCode.NOT_FOUND),
     (UnknownName, NOT_FOUND, grpc.StatusCode.NOT_FOUND),
+    (HistoryDamaged, DAMAGED, grpc.StatusCode.DATA_LOSS),
+    (NotServed, UNSUPPORTED, grpc.StatusCode.UNIMPLEMENTED),
     (StoreUnavailable, UNAVAILABLE, grpc.StatusCode.UNAVAILABLE),
     (Denied, DENIED, grpc.StatusCode.PERMISSION_DENIED),
     (IdentityError, DENIED, grpc.StatusCode.PERMISSION_DENIED),
@@ -115,6 +127,15 @@ def to_status(error: Exception, store: StoreStatus) -> tuple[grpc.StatusCode, st
             detail.ambiguous = error.ambiguous
             detail.since_s = 0.0 if store.available else store.since_s
     return status, _short(message), detail
+
+
+def for_log(error: Exception) -> str:
+    """An error without the values that were found: what a stranger sends may be a secret."""
+    if not isinstance(error, InvalidDocument):
+        return str(error)
+    places = [" ".join(filter(None, (p.source, p.path))) for p in error.problems[:_LOGGED]]
+    more = len(error.problems) - len(places)
+    return f"invalid: {'; '.join(map(_short, places))}" + (f"; {more} more" if more else "")
 
 
 def trailing_metadata(

@@ -7,14 +7,17 @@ from collections.abc import Iterable
 from control_plane.admin.explain import Explanation
 from control_plane.catalog import View
 from control_plane.changes.apply import Applied
+from control_plane.changes.archive import Kept
+from control_plane.changes.audit import Verified
+from control_plane.changes.diff import FieldChange
 from control_plane.changes.plan import Plan, Wanted
-from control_plane.discovery.session import Session
-from control_plane.store.base import StoreStatus
 from runtime.validation import InvalidDocument, Problem
 from topology import resources as res
 from topology.resources import Key, Resource
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 from topology.wire.gen.tradewind.v1 import resource_pb2
+
+_HISTORY_BYTES = 2 * 2**20  # one change more may follow
 
 _ACTIONS = {
     "create": pb.Change.ACTION_CREATE,
@@ -46,6 +49,7 @@ def wanted(request: pb.ApplyRequest) -> Wanted:
         prune=request.prune,
         force=tuple(request.force),
         reason=request.reason,
+        immediate=request.immediate,
     )
 
 
@@ -56,17 +60,32 @@ def resource_message(resource: Resource) -> resource_pb2.Resource:
 def planned(plan: Plan) -> pb.ApplyResponse:
     """The answer to a dry run."""
     response = pb.ApplyResponse(
-        revision=plan.base.revision, applied=False, warnings=list(plan.warnings)
+        revision=plan.base.revision,
+        applied=False,
+        warnings=list(plan.warnings),
+        staged=plan.staged,
     )
     for change in plan.changes:
         message = response.changes.add(
             key=pb.Key(kind=change.key.kind, name=change.key.name), action=_ACTIONS[change.action]
         )
-        for field in change.fields:
-            message.fields.add(path=field.path, before=field.before, after=field.after)
+        _add_fields(message, change.fields)
     for refusal in plan.refusals:
         response.refusals.add(rule=refusal.rule, message=refusal.message)
+    for load in plan.forecast.regions:
+        response.forecast.add(
+            region=load.region,
+            before_tokens_per_s=load.now,
+            after_tokens_per_s=load.after,
+            capacity_tokens_per_s=load.capacity,
+            known=not plan.forecast.unknown,
+        )
     return response
+
+
+def _add_fields(change: pb.Change, fields: Iterable[FieldChange]) -> None:
+    for field in fields:
+        change.fields.add(path=field.path, before=field.before, after=field.after)
 
 
 def applied(done: Applied) -> pb.ApplyResponse:
@@ -76,47 +95,60 @@ def applied(done: Applied) -> pb.ApplyResponse:
     return response
 
 
-def status(
-    replica: str,
-    store: StoreStatus,
-    view: View,
-    sessions: Iterable[Session],
-    now_s: float,
-    wall_s: float,
-    started_s: float,
-) -> pb.StatusResponse:
-    response = pb.StatusResponse(
-        replica=replica,
-        now_s=wall_s,
-        started_s=started_s,
-        revision=view.snapshot.revision,
-        stale_since_s=view.stale_since_s or 0.0,
-        problems=[str(problem) for problem in view.problems],
-    )
-    response.store.available = store.available
-    response.store.since_s = store.since_s
-    response.store.detail = store.detail
-    for session in sorted(sessions, key=lambda s: s.node_id):
-        response.nodes.append(_node(session, now_s))
+def history(found: Iterable[Kept], oldest: int) -> pb.HistoryResponse:
+    """As many as a message takes: the caller asks again for those before the last."""
+    response = pb.HistoryResponse(oldest_number=oldest)
+    size = 0
+    for kept in found:
+        _add_history(response, kept)
+        size += response.entries[-1].ByteSize()
+        if size > _HISTORY_BYTES:
+            break
     return response
 
 
-def _node(session: Session, now_s: float) -> pb.NodeStatus:
-    node = pb.NodeStatus(
-        id=session.node_id,
-        role=session.principal.role,
-        connected=session.connected,
-        since_s=session.since_s,
-        acked_revision=session.acked_revision,
-        sent_revision=session.sent_revision,
-        lag_s=session.unanswered_for_s(now_s),
-        unsupported=list(session.unsupported),
+def _add_history(response: pb.HistoryResponse, kept: Kept) -> None:
+    message = response.entries.add(
+        number=kept.number, revision=kept.revision, hash=kept.hash if _chained(kept) else ""
     )
-    if session.nack is not None:
-        node.nack_revision = session.nack.revision
-        node.nack_reason = session.nack.reason
-        node.nack_s = session.nack.at_s
-    return node
+    if kept.audit is not None:
+        message.replica = kept.audit.replica
+        message.previous = kept.audit.previous or ""
+        rules = kept.audit.rules or ("",) * len(kept.audit.forced)
+        for rule, said in zip(rules, kept.audit.forced, strict=False):
+            message.forced.append(f"{rule}: {said}" if rule else said)
+    if kept.history is None:
+        message.reason = kept.damaged
+        return
+    message.author, message.reason = kept.history.author, kept.history.reason
+    message.time_s = kept.history.time_s
+    for recorded in kept.history.changes:
+        key = Key.parse(recorded.key)
+        change = message.changes.add(
+            key=pb.Key(kind=key.kind, name=key.name), action=_ACTIONS[recorded.action]
+        )
+        try:
+            fields = recorded.fields()
+        except InvalidDocument as error:  # of a schema that is not ours any more
+            change.fields.add(path="spec", after=f'"{error.problems[0].path}: cannot be read"')
+            continue
+        _add_fields(change, fields)
+
+
+def _chained(kept: Kept) -> bool:
+    return kept.audit is not None and kept.audit.previous is not None
+
+
+def verified(found: Verified) -> pb.VerifyAuditResponse:
+    return pb.VerifyAuditResponse(
+        intact=found.intact,
+        entries=found.entries,
+        first_number=found.first,
+        last_number=found.last,
+        head_hash=found.head_hash,
+        broken_at=found.broken_at,
+        unchained=found.unchained,
+    )
 
 
 def explained(explanation: Explanation, view: View) -> pb.ExplainResponse:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from control_plane.admin import errors, messages
+from control_plane.admin import access, errors, messages
 from control_plane.admin.explain import Question, explain
+from control_plane.admin.status import Now, status
+from control_plane.admin.status_sources import NO_SOURCES, RolloutSource, StatusSources
 from control_plane.catalog import Catalog
 from control_plane.changes.apply import Changes
-from control_plane.changes.overrides import clear_override, set_override
+from control_plane.changes.archive import LIMIT_MAX
+from control_plane.changes.overrides import Order, clear_override, set_override
+from control_plane.changes.plan import Plan, Wanted
 from control_plane.discovery.server import DiscoveryServer
 from control_plane.peers import principal_of_call
 from control_plane.store.base import Store
@@ -18,6 +22,7 @@ from runtime import logs
 from runtime.clock import Clock
 from runtime.errors import TradewindError
 from runtime.identity import Principal
+from topology.directive import NONE, Directive
 from topology.errors import UnknownName
 from topology.geo import Locator
 from topology.resources import KINDS
@@ -26,8 +31,8 @@ from topology.wire.gen.tradewind.v1 import admin_pb2_grpc
 
 log = logs.get("admin")
 
-ROLE = "operator"
 LONGEST_CALL_S = 20.0
+HISTORY_SHOWN = 50  # entries, where nothing else is asked for
 
 T = TypeVar("T")
 
@@ -44,6 +49,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         discovery: DiscoveryServer,
         locator: Locator,
         clock: Clock,
+        sources: StatusSources = NO_SOURCES,
     ) -> None:
         self._replica = replica
         self._store = store
@@ -52,43 +58,117 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._discovery = discovery
         self._locator = locator
         self._clock = clock
+        self._sources = sources
         self._started_s = clock.wall()
 
     async def Apply(self, request: pb.ApplyRequest, context: Any) -> pb.ApplyResponse:  # noqa: N802
         async def call(author: Principal) -> pb.ApplyResponse:
-            wanted = messages.wanted(request)
-            if request.dry_run:
-                return messages.planned(await self._changes.plan(wanted))
-            return messages.applied(await self._changes.apply(wanted, str(author)))
+            return await self._change(messages.wanted(request), request.dry_run, author)
 
-        return await self._answer(context, "Apply", call)
+        return await self._answer(context, "Apply", request, call)
 
     async def SetOverride(  # noqa: N802
         self, request: pb.SetOverrideRequest, context: Any
     ) -> pb.ApplyResponse:
         async def call(author: Principal) -> pb.ApplyResponse:
-            wanted = set_override(
-                _one_region(request.regions),
-                request.action,
-                request.reason,
-                request.percent or 100.0,
-                request.expires_s or None,
-                tuple(request.force),
-                self._clock.wall(),
+            order = Order(
+                regions=tuple(request.regions),
+                action=request.action,
+                reason=request.reason,
+                percent=request.percent or 100.0,
+                expires_s=request.expires_s or None,
+                over_s=request.over_s,
+                force=tuple(request.force),
             )
-            return messages.applied(await self._changes.apply(wanted, str(author)))
+            held = await self._changes.resources()
+            wanted = set_override(order, held, self._directive(), self._clock.wall())
+            return await self._change(wanted, request.dry_run, author)
 
-        return await self._answer(context, "SetOverride", call)
+        return await self._answer(context, "SetOverride", request, call)
 
     async def ClearOverride(  # noqa: N802
         self, request: pb.ClearOverrideRequest, context: Any
     ) -> pb.ApplyResponse:
         async def call(author: Principal) -> pb.ApplyResponse:
-            held = await self._changes.resources()
-            wanted = clear_override(held, _one_region(request.regions), request.reason)
-            return messages.applied(await self._changes.apply(wanted, str(author)))
+            wanted = clear_override(
+                tuple(request.regions),
+                request.reason,
+                await self._changes.resources(),
+                self._directive(),
+                self._clock.wall(),
+                over_s=request.over_s,
+                force=tuple(request.force),
+            )
+            return await self._change(wanted, request.dry_run, author)
 
-        return await self._answer(context, "ClearOverride", call)
+        return await self._answer(context, "ClearOverride", request, call)
+
+    async def Rollback(  # noqa: N802
+        self, request: pb.RollbackRequest, context: Any
+    ) -> pb.ApplyResponse:
+        async def call(author: Principal) -> pb.ApplyResponse:
+            wanted = Wanted(
+                force=tuple(request.force),
+                reason=request.reason.strip() or f"rollback to revision {request.to_revision}",
+                immediate=request.immediate,
+            )
+            to = request.to_revision
+            if request.dry_run:
+                return messages.planned(await self._changes.plan_rollback(to, wanted))
+            done = await self._changes.roll_back(to, wanted, str(author), _allow(author))
+            return messages.applied(done)
+
+        return await self._answer(context, "Rollback", request, call)
+
+    async def _change(self, wanted: Wanted, dry_run: bool, author: Principal) -> pb.ApplyResponse:
+        if dry_run:
+            return messages.planned(await self._changes.plan(wanted))
+        return messages.applied(await self._changes.apply(wanted, str(author), _allow(author)))
+
+    def _directive(self) -> Directive:
+        """What the director last told every edge: where paced overrides stand."""
+        directives = self._sources.directives
+        return directives.directive_for("") if directives is not None else NONE
+
+    async def History(  # noqa: N802
+        self, request: pb.HistoryRequest, context: Any
+    ) -> pb.HistoryResponse:
+        async def call(_: Principal) -> pb.HistoryResponse:
+            limit = min(request.limit or HISTORY_SHOWN, LIMIT_MAX)
+            archive = self._changes.archive
+            return messages.history(
+                *await archive.page(limit, request.before_number, request.kind, request.name)
+            )
+
+        return await self._answer(context, "History", request, call)
+
+    async def VerifyAudit(  # noqa: N802
+        self, request: pb.VerifyAuditRequest, context: Any
+    ) -> pb.VerifyAuditResponse:
+        async def call(_: Principal) -> pb.VerifyAuditResponse:
+            return messages.verified(await self._changes.archive.verify())
+
+        return await self._answer(context, "VerifyAudit", request, call)
+
+    async def GetRollout(self, request: pb.GetRolloutRequest, context: Any) -> pb.Rollout:  # noqa: N802
+        async def call(_: Principal) -> pb.Rollout:
+            return self._rollouts().status()
+
+        return await self._answer(context, "GetRollout", request, call)
+
+    async def ControlRollout(  # noqa: N802
+        self, request: pb.ControlRolloutRequest, context: Any
+    ) -> pb.Rollout:
+        async def call(author: Principal) -> pb.Rollout:
+            rollouts = self._rollouts()
+            return await rollouts.control(request.action, request.reason, str(author))
+
+        return await self._answer(context, "ControlRollout", request, call)
+
+    def _rollouts(self) -> RolloutSource:
+        if self._sources.rollouts is None:
+            raise errors.NotServed("this replica knows nothing of rollouts")
+        return self._sources.rollouts
 
     async def Get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:  # noqa: N802
         async def call(_: Principal) -> pb.GetResponse:
@@ -108,21 +188,20 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 )
             return response
 
-        return await self._answer(context, "Get", call)
+        return await self._answer(context, "Get", request, call)
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:  # noqa: N802
         async def call(_: Principal) -> pb.StatusResponse:
-            return messages.status(
+            return status(
                 self._replica,
                 self._store.status,
                 self._catalog.view_now,
                 self._discovery.sessions,
-                self._clock.now(),
-                self._clock.wall(),
-                self._started_s,
+                self._sources,
+                Now(self._clock.now(), self._clock.wall(), self._started_s),
             )
 
-        return await self._answer(context, "Status", call)
+        return await self._answer(context, "Status", request, call)
 
     async def Explain(  # noqa: N802
         self, request: pb.ExplainRequest, context: Any
@@ -135,21 +214,31 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             found = explain(view.snapshot, self._locator, question, self._clock.wall())
             return messages.explained(found, view)
 
-        return await self._answer(context, "Explain", call)
+        return await self._answer(context, "Explain", request, call)
 
     async def _answer(
-        self, context: Any, method: str, call: Callable[[Principal], Awaitable[T]]
+        self,
+        context: Any,
+        method: str,
+        request: Any,
+        call: Callable[[Principal], Awaitable[T]],
     ) -> T:
-        """Authorise, bound by the caller's deadline and ours, and turn errors into statuses."""
+        """Authorise, bound by the caller's deadline and ours, and turn errors into statuses.
+
+        What is logged of a refusal is the error, never the request: it may hold secrets, and so
+        may a document with a mistake, of which only the places are logged.
+        """
         remaining_s = context.time_remaining()
         limit_s = min(LONGEST_CALL_S, remaining_s if remaining_s is not None else LONGEST_CALL_S)
         try:
-            principal = _authorise(context)
+            principal = principal_of_call(context)
+            access.check_call(principal, method, request)
             async with asyncio.timeout(limit_s):
                 return await call(principal)
         except Exception as error:  # the request's outermost edge
             if isinstance(error, (TradewindError, TimeoutError)):
-                log.info("refused", method=method, peer=context.peer(), reason=str(error))
+                reason = errors.for_log(error)
+                log.info("refused", method=method, peer=context.peer(), reason=reason)
             else:
                 log.exception("failed", method=method, peer=context.peer())
             code, message, detail = errors.to_status(error, self._store.status)
@@ -157,16 +246,5 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             raise
 
 
-def _authorise(context: Any) -> Principal:
-    principal = principal_of_call(context)
-    if principal.role != ROLE:
-        raise errors.Denied(
-            f"{principal} may not call the admin API",
-            hint=f"use an identity with the role {ROLE}: "
-            "`tradewind pki issue operator/<name>` makes one",
-        )
-    return principal
-
-
-def _one_region(names: Sequence[str]) -> str:
-    return names[0] if names else ""
+def _allow(author: Principal) -> Callable[[Plan], None]:
+    return lambda plan: access.check_change(author, plan)

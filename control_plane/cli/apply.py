@@ -6,17 +6,10 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli import exits, options
+from control_plane.cli import options
 from control_plane.cli.context import connect
 from control_plane.cli.options import Format
-from control_plane.cli.output import print_data
-from control_plane.cli.plan_view import (
-    as_data,
-    differs,
-    print_changes,
-    print_refusals,
-    summary,
-)
+from control_plane.cli.plan_view import differs, show
 from control_plane.cli.sending import located, read_files, request_of
 from control_plane.cli.waiting import wait_for_nodes
 
@@ -29,9 +22,7 @@ def apply(
     file: Annotated[
         list[str], typer.Option("-f", "--file", help="A file, a folder, or - for stdin.")
     ],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would happen.")
-    ] = False,
+    dry_run: options.DryRun = False,
     prune: Annotated[
         bool,
         typer.Option(
@@ -43,6 +34,9 @@ def apply(
     force_residency: options.ForceResidency = False,
     force_last_region: options.ForceLastRegion = False,
     force_many: options.ForceMany = False,
+    force_capacity: options.ForceCapacity = False,
+    force_rollout: options.ForceRollout = False,
+    immediate: options.Immediate = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until every connected node has it.")
     ] = False,
@@ -53,6 +47,7 @@ def apply(
 
     Every mistake in every file is reported at once, with file and line. A document with a
     `revision` (as `get -o yaml` prints it) is applied only if that is still the latest.
+    --dry-run shows every field that would change and the load that each region would carry.
 
     \b
     Examples:
@@ -63,18 +58,15 @@ def apply(
     found = read_files(file)
     request = request_of(found)
     request.dry_run, request.prune, request.reason = dry_run, prune, reason
-    request.force.extend(options.forced(force_residency, force_last_region, force_many))
+    request.immediate = immediate
+    request.force.extend(
+        options.forced(
+            force_residency, force_last_region, force_many, force_capacity, force_rollout
+        )
+    )
     with connect(ctx) as client:
         with located(found.origins):
             response = client.apply(request)
-        if output is not Format.TABLE:
-            print_data(as_data(response), output)
-        else:
-            print_changes(response, fields=dry_run)
-            print_refusals(response)
-            what = "would be: " if dry_run else ""
-            typer.echo(f"{what}{summary(response)}; revision {response.revision}")
-        if dry_run and response.refusals:
-            raise typer.Exit(exits.REFUSED)
+        show(response, output, dry_run=dry_run)
         if wait and not dry_run and differs(response):
             wait_for_nodes(client, response.revision, timeout)

@@ -9,8 +9,7 @@ import typer
 from control_plane.cli import options
 from control_plane.cli.context import connect
 from control_plane.cli.options import Format, complete_kind, kind_named
-from control_plane.cli.output import print_data
-from control_plane.cli.plan_view import as_data, print_changes, summary
+from control_plane.cli.plan_view import show
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -21,10 +20,14 @@ def delete(
     ctx: typer.Context,
     kind: Annotated[str, typer.Argument(help="The kind.", autocompletion=complete_kind)],
     names: Annotated[list[str], typer.Argument(help="One or more names.")],
+    dry_run: options.DryRun = False,
     reason: options.Reason = "",
     force_residency: options.ForceResidency = False,
     force_last_region: options.ForceLastRegion = False,
     force_many: options.ForceMany = False,
+    force_capacity: options.ForceCapacity = False,
+    force_rollout: options.ForceRollout = False,
+    immediate: options.Immediate = False,
     output: options.Output = Format.TABLE,
 ) -> None:
     """Delete resources, all in one transaction or none.
@@ -33,18 +36,18 @@ def delete(
 
     \b
     Examples:
-      tradewind delete Tenant globex
+      tradewind delete Tenant globex --dry-run
       tradewind delete Link london-dubai riyadh-dubai --reason "circuit ended"
     """
     request = pb.ApplyRequest(
         removes=[pb.Key(kind=kind_named(kind), name=name) for name in names],
         reason=reason,
-        force=options.forced(force_residency, force_last_region, force_many),
+        force=options.forced(
+            force_residency, force_last_region, force_many, force_capacity, force_rollout
+        ),
+        dry_run=dry_run,
+        immediate=immediate,
     )
     with connect(ctx) as client:
         response = client.apply(request)
-    if output is not Format.TABLE:
-        print_data(as_data(response), output)
-        return
-    print_changes(response, fields=False)
-    typer.echo(f"{summary(response)}; revision {response.revision}")
+    show(response, output, dry_run=dry_run)

@@ -10,13 +10,7 @@ from control_plane.cli import exits, options
 from control_plane.cli.context import connect
 from control_plane.cli.options import Format
 from control_plane.cli.output import print_data
-from control_plane.cli.plan_view import (
-    as_data,
-    differs,
-    print_changes,
-    print_refusals,
-    summary,
-)
+from control_plane.cli.plan_view import as_data, differs, print_plan
 from control_plane.cli.sending import located, read_files, request_of
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -50,8 +44,6 @@ def diff(
     if output is not Format.TABLE:
         print_data(as_data(response), output)
     else:
-        print_changes(response, fields=True)
-        print_refusals(response)
-        typer.echo(f"would be: {summary(response)}")
+        print_plan(response)
     if differs(response):
         raise typer.Exit(exits.DIFFERENT)

@@ -20,6 +20,7 @@ UNAVAILABLE = 5
 DENIED = 6
 DIFFERENT = 7
 NOT_EVERYWHERE = 8
+TAMPERED = 9
 
 MEANINGS = {
     OK: "done",
@@ -31,6 +32,7 @@ MEANINGS = {
     DENIED: "this identity may not do that",
     DIFFERENT: "diff: there are differences",
     NOT_EVERYWHERE: "the change was made, and not every node has taken it up yet",
+    TAMPERED: "audit verify: an entry was altered, removed, added or moved",
 }
 
 _BY_CODE = {

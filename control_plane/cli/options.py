@@ -39,6 +39,7 @@ ForceRollout = Annotated[
 ForceEmptySelector = Annotated[
     bool, typer.Option("--force-empty-selector", help="Even where nothing is named.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would happen.")]
 Immediate = Annotated[
     bool,
     typer.Option("--immediate", help="To all nodes at once, whatever Policy says."),

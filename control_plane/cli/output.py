@@ -70,8 +70,9 @@ def ago(unix_s: float, now_s: float) -> str:
 
 
 def _cell(value: object) -> str:
+    return "-" if value is None or value == "" else line(str(value))
+
+
+def line(text: str) -> str:
     """One line without control characters, which could rewrite the rest of the screen."""
-    if value is None or value == "":
-        return "-"
-    text = str(value)
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
