@@ -40,6 +40,7 @@ from topology.wire.last_good import LastGood
 log = logs.get("catalog")
 
 _STATUS_POLL_S = 0.1
+_WATCH_PATIENCE_S = 0.25
 _RETRY_MIN_S = 0.1
 _RETRY_MAX_S = 2.0
 
@@ -170,6 +171,7 @@ class Catalog:
         self._backoff = Backoff(_RETRY_MIN_S, _RETRY_MAX_S, rng.random)
         self._decoded = Decoded()
         self._listed = False
+        self._catching_up = asyncio.Lock()
         self._newest = 0  # of the entries that are no rollout
         self._listeners: list[Callable[[], None]] = []
         self._waiters: set[asyncio.Future[None]] = set()
@@ -216,12 +218,28 @@ class Catalog:
             await self._rollout_disk.close()
 
     async def reached(self, revision: int, timeout_s: float) -> bool:
-        """Wait until the store has been followed up to `revision`; False when that took longer."""
-        with contextlib.suppress(TimeoutError):
+        """Wait until the store has been followed up to `revision`; False when that took longer.
+
+        The watch tells nothing of revisions that changed nothing under `keys.RESOURCES`: where it
+        stays silent, the store is listed.
+        """
+        with contextlib.suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(timeout_s):
                 while self._view.seen_revision < revision:
-                    await self._changed()
+                    try:
+                        async with asyncio.timeout(_WATCH_PATIENCE_S):
+                            await self._changed()
+                    except TimeoutError:
+                        await self._catch_up(revision)
         return self._view.seen_revision >= revision
+
+    async def _catch_up(self, revision: int) -> None:
+        async with self._catching_up:
+            if self._view.seen_revision >= revision or not self._listed:
+                return
+            listing = await self._store.list(keys.RESOURCES)
+            if listing.revision > self._view.seen_revision:
+                self._relist(listing)
 
     async def _changed(self) -> None:
         future = asyncio.get_running_loop().create_future()
@@ -254,7 +272,7 @@ class Catalog:
             async for item in watch:
                 if isinstance(item, Relisted):
                     self._relist(item.listing)
-                else:
+                elif item.revision > self._view.seen_revision:  # else a listing overtook it
                     self._apply(item)
 
     def _relist(self, listing: Listing) -> None:

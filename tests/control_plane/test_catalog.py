@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -151,3 +152,35 @@ async def test_a_resource_carries_the_revision_that_changed_it(store: MemoryStor
         of: Callable[[str, str], int] = lambda kind, name: now.get(res.Key(kind, name)).revision  # noqa: E731
         assert of("Tenant", "acme") == revision
         assert of("Tenant", "globex") == first.revision
+
+
+async def test_transactions_elsewhere_are_not_waited_for(store: MemoryStore) -> None:
+    async with following(store) as catalog:
+        await settled(catalog, store)
+        before = catalog.view.snapshot
+        elsewhere = await store.transact([], [Put("/somewhere/else", b"1")])
+        began = asyncio.get_running_loop().time()
+        assert await catalog.reached(elsewhere, 5.0)
+        assert asyncio.get_running_loop().time() - began < 2.0
+        assert catalog.view.snapshot is before
+        after = await put(store, region("dubai", "AE"))
+        assert await catalog.reached(after, 5.0)
+        assert "dubai" in catalog.view.snapshot.regions
+        store.cut()
+        assert not await catalog.reached(after + 1, 0.6)
+
+
+async def test_a_listing_that_overtakes_the_watch(store: MemoryStore) -> None:
+    """What the watch brings afterwards is older, and passed over."""
+    async with following(store) as catalog:
+        await settled(catalog, store)
+        seen: list[int] = []
+        catalog.on_change(lambda: seen.append(catalog.view.seen_revision))
+        for capacity in range(1, 20):
+            revision = await put(store, region("singapore", capacity_tokens_per_s=capacity))
+            if capacity % 3 == 0:
+                await catalog._catch_up(revision)
+        assert await catalog.reached(revision, 5.0)
+        await asyncio.sleep(0.05)
+        assert seen == sorted(seen)
+        assert catalog.view.snapshot.regions["singapore"].capacity_tokens_per_s == 19
