@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from topology.routing import route_for, selects
+from topology.resources import ANY, ModelSpec, RouteSpec, TenantSpec
 from topology.snapshot import Snapshot
 
 
@@ -32,26 +32,45 @@ class DemandClass(Struct, frozen=True, order=True):
         return cls(tier, regions, ordered)
 
 
+def selects(selectors: tuple[str, ...], name: str) -> bool:
+    return ANY in selectors or name in selectors
+
+
+def route_for(snapshot: Snapshot, tenant: str, model: str) -> tuple[str, RouteSpec] | None:
+    """The narrowest route for a tenant and model: one that names the tenant outranks one that
+    names the model, which outranks `*`; equals go by name."""
+    best: tuple[tuple[bool, bool, str], str, RouteSpec] | None = None
+    for name, route in snapshot.routes.items():
+        if not (selects(route.tenants, tenant) and selects(route.models, model)):
+            continue
+        rank = (tenant not in route.tenants, model not in route.models, name)
+        if best is None or rank < best[0]:
+            best = (rank, name, route)
+    return (best[1], best[2]) if best else None
+
+
 def demand_class(snapshot: Snapshot, tenant: str, model: str) -> DemandClass | None:
     """The class of a tenant's requests for a model; None where nothing may serve them at all."""
     tenant_spec, model_spec = snapshot.tenants.get(tenant), snapshot.models.get(model)
     if tenant_spec is None or model_spec is None or not selects(tenant_spec.models, model):
         return None
     found = route_for(snapshot, tenant, model)
-    if found is None:
-        return None
-    route = found[1]
+    return class_of(snapshot, found[1], model_spec, tenant_spec) if found is not None else None
+
+
+def class_of(
+    snapshot: Snapshot, route: RouteSpec, model: ModelSpec, tenant: TenantSpec
+) -> DemandClass | None:
+    """The class of what `route` carries; None where no region is left."""
+    regions = snapshot.regions
     allowed = [
         name
         for name in route.regions
-        if name in model_spec.regions
-        and name in snapshot.regions
-        and (
-            tenant_spec.residency is None
-            or snapshot.regions[name].jurisdiction in tenant_spec.residency
-        )
+        if name in model.regions
+        and name in regions
+        and (tenant.residency is None or regions[name].jurisdiction in tenant.residency)
     ]
     if not allowed:
         return None
     ordered = route.prefer == "ordered" and len(allowed) > 1
-    return DemandClass(tenant_spec.tier, tuple(allowed if ordered else sorted(allowed)), ordered)
+    return DemandClass(tenant.tier, tuple(allowed if ordered else sorted(allowed)), ordered)

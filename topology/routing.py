@@ -3,18 +3,29 @@
 Pure: the edge calls it for every request that its cache cannot answer, and `tradewind explain`
 calls it to say what an edge would do, so both give one answer. The order of the rules is the
 order of authority: what the tenant's residency forbids nothing can allow; then what the route,
-the tenant and the model allow; then operators' overrides; then what the edge sees is reachable.
+the tenant and the model allow; then operators' overrides; then what is down for everybody; then
+what the edge sees is reachable. Among the regions that are left, the director's shares say how
+many requests each is given first; without them, the nearest is.
+
+A `Plan` holds every decision that requests of one kind may get. Two numbers that each request
+draws pick one: its place in partial drains, and its place in the shares.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import TypeAlias
 
+import msgspec
 from msgspec import Struct
 
+from topology.demand import class_of
+from topology.demand import route_for as route_for
+from topology.demand import selects as selects
 from topology.directive import NONE, Directive
-from topology.resources import ANY, Key, ModelSpec, OverrideSpec, RouteSpec, TenantSpec
+from topology.resources import Key, ModelSpec, OverrideSpec, RouteSpec, TenantSpec
 from topology.snapshot import Snapshot
 
 # A region that nobody measured and no link describes still has to be sorted somewhere.
@@ -38,13 +49,14 @@ class Candidate(Struct, frozen=True):
     rtt_ms: float
     path: str  # `direct`: relays come with the path monitor
     why: str
+    share: float = -1.0  # of such requests, as the director has it; -1: it names none
 
 
 class Exclusion(Struct, frozen=True):
     """A region that may not, and the rule that said so."""
 
     region: str
-    rule: str  # residency | route | model | override | unreachable
+    rule: str  # residency | route | model | override | down | unreachable
     why: str
 
 
@@ -55,6 +67,61 @@ class Decision(Struct, frozen=True):
     excluded: tuple[Exclusion, ...]
     route: str = ""
     refusal: str = ""  # unknown_model | model_not_allowed | no_route | residency | no_region
+    demand_class: str = ""  # see `topology.demand`
+
+
+class Step(Struct, frozen=True):
+    """For requests that drew less than `below`, and no less than the step before says.
+
+    `decisions` differ in which region is first; `cumulative` are their shares, added up.
+    """
+
+    below: float
+    cumulative: tuple[float, ...]
+    decisions: tuple[Decision, ...]
+
+    def at(self, pick: float) -> Decision:
+        last = len(self.decisions) - 1
+        return (
+            self.decisions[min(bisect_right(self.cumulative, pick), last)]
+            if last
+            else (self.decisions[0])
+        )
+
+
+class Plan(Struct, frozen=True):
+    """What becomes of requests of one tenant for one model, until `until_s` (Unix time)."""
+
+    steps: tuple[Step, ...]
+    until_s: float = float("inf")
+
+    @property
+    def only(self) -> Decision | None:
+        """The decision that all requests get, where it does not depend on what they draw."""
+        first = self.steps[0].decisions
+        return first[0] if len(self.steps) == 1 and len(first) == 1 else None
+
+    def at(self, draw: float, pick: float) -> Decision:
+        """The decision for a request that drew these, both in [0, 1)."""
+        for step in self.steps:
+            if draw < step.below:
+                return step.at(pick)
+        return self.steps[-1].at(pick)
+
+    def first(self) -> dict[str, float]:
+        """How many of the requests go to each region first. They sum to 1, less those refused."""
+        shares: dict[str, float] = {}
+        from_draw = 0.0
+        for step in self.steps:
+            below = 0.0
+            for upto, decision in zip(step.cumulative, step.decisions, strict=True):
+                if decision.candidates:
+                    region = decision.candidates[0].region
+                    part = (step.below - from_draw) * (upto - below)
+                    shares[region] = shares.get(region, 0.0) + part
+                below = upto
+            from_draw = step.below
+        return shares
 
 
 def decide(
@@ -66,43 +133,54 @@ def decide(
     now_s: float,
     draw: float = 0.0,
     directive: Directive = NONE,
+    pick: float = 0.0,
 ) -> Decision:
     """Order the regions for one request of `tenant` for `model` at `edge`.
 
     `now_s` is Unix time (overrides expire); `draw` in [0, 1) is the request's place in a partial
     drain: a region drained by 30% loses the requests that drew less than 0.3. `directive` is what
-    the director told this edge last: where paced drains stand.
+    the director told this edge last: where paced drains stand, what is down, who takes how much.
+    `pick` in [0, 1) is the request's place in those shares.
     """
+    return plan(snapshot, edge, tenant, model, views, now_s, directive).at(draw, pick)
+
+
+def plan(
+    snapshot: Snapshot,
+    edge: str,
+    tenant: str,
+    model: str,
+    views: Views,
+    now_s: float,
+    directive: Directive = NONE,
+) -> Plan:
+    """All that `decide` may say of such requests, and how often it says what."""
     model_spec = snapshot.models.get(model)
     tenant_spec = snapshot.tenants.get(tenant)
     if model_spec is None:
-        return Decision((), (), refusal="unknown_model")
+        return _refused("unknown_model")
     if tenant_spec is None or not selects(tenant_spec.models, model):
-        return Decision((), (), refusal="model_not_allowed")
+        return _refused("model_not_allowed")
     found = route_for(snapshot, tenant, model)
     if found is None:
-        return Decision((), (), refusal="no_route")
+        return _refused("no_route")
     name, route = found
-    return _order(
-        snapshot, edge, (name, route), model_spec, tenant_spec, views, now_s, draw, directive
-    )
+    cls = class_of(snapshot, route, model_spec, tenant_spec)
+    text = str(cls) if cls is not None else ""
+    ways = _ways(snapshot, edge, route, model_spec, tenant_spec, views, now_s, directive)
+    decision = Decision((), (), name, demand_class=text)
+    down = set(directive.down)
+    shares = _among(directive.shares.get(text, {}), _sift(ways, 1.0, down)[1])
+    bounds = sorted({w.drained for w in ways if 0.0 < w.drained < 1.0} | {1.0})
+    steps = tuple(_step(ways, below, decision, shares, down) for below in bounds)
+    regions = cls.regions if cls is not None else ()
+    expiries = (o.expires_s for o in snapshot.overrides.values() if o.region in regions)
+    later = (at for at in expiries if at is not None and at > now_s)
+    return Plan(steps, min(later, default=float("inf")))
 
 
-def selects(selectors: tuple[str, ...], name: str) -> bool:
-    return ANY in selectors or name in selectors
-
-
-def route_for(snapshot: Snapshot, tenant: str, model: str) -> tuple[str, RouteSpec] | None:
-    """The narrowest route for a tenant and model: one that names the tenant outranks one that
-    names the model, which outranks `*`; equals go by name."""
-    best: tuple[tuple[bool, bool, str], str, RouteSpec] | None = None
-    for name, route in snapshot.routes.items():
-        if not (selects(route.tenants, tenant) and selects(route.models, model)):
-            continue
-        rank = (tenant not in route.tenants, model not in route.models, name)
-        if best is None or rank < best[0]:
-            best = (rank, name, route)
-    return (best[1], best[2]) if best else None
+def _refused(refusal: str) -> Plan:
+    return Plan((Step(1.0, (1.0,), (Decision((), (), refusal=refusal),)),))
 
 
 def active_override(snapshot: Snapshot, region: str, now_s: float) -> OverrideSpec | None:
@@ -152,37 +230,130 @@ def _knows(directive: Directive, snapshot: Snapshot, region: str, name: str) -> 
     return held is None or told is None or told >= held.revision
 
 
-def _order(
+class _Way(Struct, frozen=True):
+    """One region, before any draw. `exclusion` holds for every draw, `override` for those below
+    `drained`."""
+
+    candidate: Candidate
+    rank: int  # on an ordered route
+    exclusion: Exclusion | None
+    override: Exclusion | None
+    drained: float
+    reachable: bool
+
+
+def _ways(
     snapshot: Snapshot,
     edge: str,
-    named_route: tuple[str, RouteSpec],
+    route: RouteSpec,
     model: ModelSpec,
     tenant: TenantSpec,
     views: Views,
     now_s: float,
-    draw: float,
     directive: Directive,
-) -> Decision:
-    route_name, route = named_route
-    candidates: list[Candidate] = []
-    excluded: list[Exclusion] = []
+) -> list[_Way]:
+    ways = []
     for region, spec in snapshot.regions.items():
         exclusion = _exclusion(snapshot, region, spec.jurisdiction, route, model, tenant)
-        if exclusion is None:
-            exclusion = _override_exclusion(snapshot, region, now_s, draw, directive)
+        held = standing(snapshot, region, now_s, directive) if exclusion is None else None
         view = views.get(region)
-        if exclusion is None and view is not None and not view.reachable:
-            exclusion = Exclusion(region, "unreachable", "this edge has no live path to it")
-        if exclusion is not None:
-            excluded.append(exclusion)
+        rank = route.regions.index(region) if exclusion is None else 0
+        way = _Way(
+            candidate=_candidate(snapshot, edge, region, view),
+            rank=rank if route.prefer == "ordered" else 0,
+            exclusion=exclusion,
+            override=_override_exclusion(region, held) if held is not None else None,
+            drained=held.percent / 100.0 if held is not None else 0.0,
+            reachable=view is None or view.reachable,
+        )
+        ways.append(way)
+    return ways
+
+
+def _step(
+    ways: list[_Way], below: float, decision: Decision, shares: Mapping[str, float], down: set[str]
+) -> Step:
+    """For the requests whose draws fall in the stretch that ends `below`."""
+    excluded, left = _sift(ways, below, down)
+    if not left:
+        refused = msgspec.structs.replace(
+            decision, excluded=tuple(excluded), refusal=_refusal(excluded)
+        )
+        return Step(below, (1.0,), (refused,))
+    weights = _weights(left, shares)
+    order = [
+        msgspec.structs.replace(way.candidate, share=shares.get(way.candidate.region, 0.0))
+        if weights
+        else way.candidate
+        for way in sorted(left, key=lambda w: _rank(w, shares if weights else {}))
+    ]
+    firsts = [c for c in order if weights.get(c.region, 0.0) > 0.0] or order[:1]
+    decisions = tuple(
+        msgspec.structs.replace(
+            decision,
+            candidates=(first, *(c for c in order if c is not first)),
+            excluded=tuple(excluded),
+        )
+        for first in firsts
+    )
+    parts = accumulate(weights.get(c.region, 1.0) for c in firsts)
+    return Step(below, tuple(parts), decisions)
+
+
+def _sift(ways: list[_Way], below: float, down: set[str]) -> tuple[list[Exclusion], list[_Way]]:
+    """Those that may not serve such a request, and those that may. What is down for everybody
+    but not for this edge is better than nothing."""
+    excluded: list[Exclusion] = []
+    left: list[_Way] = []
+    doubtful: list[_Way] = []
+    for way in ways:
+        region = way.candidate.region
+        if way.exclusion is not None:
+            excluded.append(way.exclusion)
+        elif way.override is not None and way.drained >= below:
+            excluded.append(way.override)
+        elif not way.reachable:
+            excluded.append(Exclusion(region, "unreachable", "this edge has no live path to it"))
         else:
-            candidates.append(_candidate(snapshot, edge, region, view))
-    if route.prefer == "ordered":
-        candidates.sort(key=lambda c: route.regions.index(c.region))
-    else:
-        candidates.sort(key=lambda c: (c.rtt_ms, c.region))
-    refusal = "" if candidates else _refusal(excluded)
-    return Decision(tuple(candidates), tuple(excluded), route_name, refusal)
+            (doubtful if region in down else left).append(way)
+    if not left:
+        return excluded, doubtful
+    why = "it is down, as most edges or the registry see it"
+    excluded += (Exclusion(way.candidate.region, "down", why) for way in doubtful)
+    return excluded, left
+
+
+def _rank(way: _Way, shares: Mapping[str, float]) -> tuple[float, int, float, str]:
+    candidate = way.candidate
+    return -shares.get(candidate.region, 0.0), way.rank, candidate.rtt_ms, candidate.region
+
+
+def _among(shares: Mapping[str, float], ways: list[_Way]) -> dict[str, float]:
+    """The shares of those that can serve at all, who take over those of the others; empty where
+    no share says anything."""
+    asked = {way.candidate.region: shares.get(way.candidate.region, 0.0) for way in ways}
+    total = sum(asked.values())
+    return {region: part / total for region, part in asked.items()} if total > 0.0 else {}
+
+
+def _weights(left: list[_Way], shares: Mapping[str, float]) -> dict[str, float]:
+    """Region -> how many of the requests in this stretch of draws it is given first; empty where
+    no share says anything.
+
+    A region of which an override takes a part gets its whole share from the requests that the
+    override leaves it, as far as there are enough; the others divide the rest by their shares.
+    """
+    asked = {way.candidate.region: shares.get(way.candidate.region, 0.0) for way in left}
+    partly = {w.candidate.region: w.drained for w in left if w.drained > 0.0}
+    own = {region: min(1.0, asked[region] / (1.0 - by)) for region, by in partly.items()}
+    taken = sum(own.values())
+    others = sum(part for region, part in asked.items() if region not in own)
+    if taken > 1.0 or (taken > 0.0 and others <= 0.0):
+        return {region: part / taken for region, part in own.items()}
+    if others <= 0.0:
+        return {}
+    rest = {r: (1.0 - taken) * part / others for r, part in asked.items() if r not in own}
+    return own | rest
 
 
 def _exclusion(
@@ -205,12 +376,7 @@ def _exclusion(
     return None
 
 
-def _override_exclusion(
-    snapshot: Snapshot, region: str, now_s: float, draw: float, directive: Directive
-) -> Exclusion | None:
-    held = standing(snapshot, region, now_s, directive)
-    if held is None or draw * 100.0 >= held.percent:
-        return None
+def _override_exclusion(region: str, held: Standing) -> Exclusion:
     verb = "drained" if held.override.action == "drain" else "failed over"
     return Exclusion(region, "override", f"{verb} ({held.percent:.3g}%): {held.override.reason}")
 

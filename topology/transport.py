@@ -1,0 +1,202 @@
+"""The transportation problem: demand to regions at least cost, none above its capacity. Pure.
+
+A linear program of 10,000 demands and 30 regions has 300,000 variables, and a general solver
+takes many seconds over it. But given the right price for a place in each full region, every
+demand simply goes where cost and price are least, and only some dozens are torn between two
+regions. So the thirty prices are found first, by Newton's method on the dual problem, smoothed
+(each demand spreads over regions by softmax at a temperature, which falls; see Cuturi and Peyré,
+"Semi-dual regularized optimal transport", 2018). Then the demands that are torn go into a small
+linear program (HiGHS), and its prices are checked against every demand: whoever would be better
+off elsewhere joins the program, until nobody would. Then prices and places satisfy complementary
+slackness, which proves the optimum of the whole, not of the program alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import linprog
+from scipy.sparse import csr_array
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Ints = np.ndarray[Any, np.dtype[np.intp]]
+
+# Temperatures, as shares of the highest and of the median cost; each is so much of the last one.
+_WARMEST = 0.05
+_COLDEST = 5e-4
+_COOLING = 0.2
+_STEPS_MAX = 12  # of Newton's method at one temperature
+_FITTED = 1e-3  # of the demand: loads this near to what they may be end the steps
+_TORN = 6.0  # times the coldest temperature: how near the second choice is of one that is torn
+_SLACK = 1e-9  # of the median cost: what counts as nothing
+_ROUNDS_MAX = 60
+_BLOCK = 256
+
+
+class Transport(NamedTuple):
+    """Demand `group[k]` sends `amount[k]` to region `region[k]`. `price` per unit and region."""
+
+    group: Ints
+    region: Ints
+    amount: Floats
+    price: Floats
+
+
+def transport(cost: Floats, demand: Floats, capacity: Floats) -> Transport:
+    """The cheapest way to send every demand somewhere.
+
+    `cost`, regions x demands: per unit; infinite where the demand may not go. `demand` > 0 by
+    demand, `capacity` >= 0 by region. Some region that everybody may go to must have infinite
+    capacity: what fits nowhere else goes there. Raises `ArithmeticError` where the solver fails.
+    """
+    choice = cost.argmin(axis=0)
+    load = np.bincount(choice, demand, len(capacity))
+    if (load <= capacity).all():
+        return Transport(np.arange(len(demand)), choice, demand, np.zeros(len(capacity)))
+    median = float(np.median(cost[np.isfinite(cost)])) or 1.0
+    price = _prices(cost, demand, capacity, median)
+    return _settle(cost, demand, capacity, price, median)
+
+
+def _prices(cost: Floats, demand: Floats, capacity: Floats, median: float) -> Floats:
+    """Prices at which hardly any region is asked for more than it has."""
+    price = np.zeros(len(capacity))
+    temperature = _WARMEST * float(cost[np.isfinite(cost)].max())
+    coldest = _COLDEST * median
+    while True:
+        price = _newton(cost, demand, capacity, price, temperature)
+        if temperature <= coldest:
+            return price
+        temperature = max(coldest, _COOLING * temperature)
+
+
+def _newton(
+    cost: Floats, demand: Floats, capacity: Floats, price: Floats, temperature: float
+) -> Floats:
+    """The prices that maximise the smoothed dual at one temperature, from near ones."""
+    bounded = np.isfinite(capacity)
+    room = np.where(bounded, capacity, 0.0)
+    value, spread = _smoothed(cost, demand, room, price, temperature)
+    for _ in range(_STEPS_MAX):
+        weighted = spread * demand
+        load = weighted.sum(axis=1)
+        excess = np.where(bounded, load - capacity, 0.0)
+        free = np.flatnonzero(bounded & ((price > 0) | (excess > 0)))
+        if np.abs(excess[free]).sum() <= _FITTED * demand.sum():
+            break
+        bend = np.diag(load[free]) - _products(weighted[free], spread[free])
+        bend[np.diag_indices(len(free))] += 1e-9 * demand.sum() + 1e-6 * load[free]
+        step = np.zeros(len(price))
+        step[free] = temperature * np.linalg.solve(bend, excess[free])
+        size, before = 1.0, value
+        while size > 1e-4:
+            trial = np.maximum(price + size * step, 0.0)
+            value, spread = _smoothed(cost, demand, room, trial, temperature)
+            if value > before:
+                break
+            size *= 0.3
+        else:
+            break
+        price = trial
+    return price
+
+
+def _smoothed(
+    cost: Floats, demand: Floats, room: Floats, price: Floats, temperature: float
+) -> tuple[float, Floats]:
+    """The smoothed dual's value, and how each demand spreads over the regions."""
+    total = cost + price[:, None]
+    least = total.min(axis=0)
+    spread = np.exp((least - total) / temperature)
+    norm = spread.sum(axis=0)
+    spread /= norm
+    value = float((demand * (least - temperature * np.log(norm))).sum() - (price * room).sum())
+    return value, spread
+
+
+def _products(left: Floats, right: Floats) -> Floats:
+    """`left @ right.T`, a block at a time: BLAS starts its threads for more than `_BLOCK`, and
+    beside other work on the machine they wait for each other far longer than they save."""
+    out = np.zeros((len(left), len(right)))
+    for start in range(0, left.shape[1], _BLOCK):
+        out += left[:, start : start + _BLOCK] @ right[:, start : start + _BLOCK].T
+    return out
+
+
+def _settle(
+    cost: Floats, demand: Floats, capacity: Floats, price: Floats, median: float
+) -> Transport:
+    everyone = np.arange(len(demand))
+    spare = int(np.flatnonzero(np.isinf(capacity))[-1])  # keeps the program solvable
+    total = cost + price[:, None]
+    open_to = total <= total.min(axis=0) + _TORN * _COLDEST * median  # ways for the program
+    for _ in range(_ROUNDS_MAX):
+        torn = open_to.sum(axis=0) > 1
+        fixed = np.flatnonzero(~torn)
+        choice = open_to[:, fixed].argmax(axis=0)
+        left = capacity - np.bincount(choice, demand[fixed], len(capacity))
+        if (left < 0).any():
+            _loosen(open_to, total, demand, left, fixed, choice)
+            continue
+        groups = np.flatnonzero(torn)
+        open_to[spare, groups] = True
+        ways, amount, price, worth = _program(cost, demand, left, open_to, groups)
+        total = cost + price[:, None]
+        held = np.empty(len(demand))
+        held[fixed] = total[choice, fixed]
+        held[groups] = worth
+        best = total.argmin(axis=0)
+        better = (total[best, everyone] < held - _SLACK * median) & ~open_to[best, everyone]
+        if not better.any():
+            used = amount > 0
+            return Transport(
+                np.concatenate([fixed, ways[1][used]]),
+                np.concatenate([choice, ways[0][used]]),
+                np.concatenate([demand[fixed], amount[used]]),
+                price,
+            )
+        open_to[best[better], everyone[better]] = True
+    raise ArithmeticError(f"no optimum within {_ROUNDS_MAX} rounds")
+
+
+def _loosen(
+    open_to: Any, total: Floats, demand: Floats, left: Floats, fixed: Ints, choice: Ints
+) -> None:
+    """Give those fixed in regions that are too full by them a second choice, as few as will do."""
+    for region in np.flatnonzero(left < 0):
+        here = fixed[choice == region]
+        others = total[:, here].copy()
+        others[region] = np.inf
+        second = others.argmin(axis=0)
+        loss = others[second, np.arange(len(here))]
+        order = np.argsort(loss - total[region, here])
+        enough = int(np.searchsorted(np.cumsum(demand[here[order]]), -left[region])) + 1
+        out = order[:enough]
+        open_to[second[out], here[out]] = True
+
+
+def _program(
+    cost: Floats, demand: Floats, left: Floats, open_to: Any, groups: Ints
+) -> tuple[tuple[Ints, Ints], Floats, Floats, Floats]:
+    """Solve for `groups` alone, in what is `left`: ways, their amounts, prices, worth by group."""
+    region, row = np.nonzero(open_to[:, groups])
+    if not len(groups):
+        return (region, groups[row]), np.zeros(0), np.zeros(len(left)), np.zeros(0)
+    ways = np.arange(len(row))
+    ones = np.ones(len(row))
+    bounded = np.isfinite(left)
+    limited = np.flatnonzero(bounded[region])
+    solved = linprog(
+        cost[region, groups[row]],
+        A_ub=csr_array((ones[limited], (region[limited], limited)), (len(left), len(row))),
+        b_ub=np.where(bounded, left, 1.0),
+        A_eq=csr_array((ones, (row, ways)), (len(groups), len(row))),
+        b_eq=demand[groups],
+        method="highs",
+    )
+    if not solved.success:
+        raise ArithmeticError(f"HiGHS: {solved.message}")
+    amount = np.maximum(np.asarray(solved.x), 0.0)
+    price = np.maximum(-np.asarray(solved.ineqlin.marginals), 0.0)
+    return (region, groups[row]), amount, price, np.asarray(solved.eqlin.marginals)
