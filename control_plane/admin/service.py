@@ -114,7 +114,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             )
             to = request.to_revision
             if request.dry_run:
-                return messages.planned(await self._changes.plan_rollback(to, wanted))
+                return _dry(await self._changes.plan_rollback(to, wanted), author)
             done = await self._changes.roll_back(to, wanted, str(author), _allow(author))
             return messages.applied(done)
 
@@ -122,7 +122,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def _change(self, wanted: Wanted, dry_run: bool, author: Principal) -> pb.ApplyResponse:
         if dry_run:
-            return messages.planned(await self._changes.plan(wanted))
+            return _dry(await self._changes.plan(wanted), author)
         return messages.applied(await self._changes.apply(wanted, str(author), _allow(author)))
 
     def _directive(self) -> Directive:
@@ -244,6 +244,16 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             code, message, detail = errors.to_status(error, self._store.status)
             await context.abort(code, message, errors.trailing_metadata(code, message, detail))
             raise
+
+
+def _dry(plan: Plan, author: Principal) -> pb.ApplyResponse:
+    """What would happen, and whether it is the caller's to do."""
+    response = messages.planned(plan)
+    try:
+        access.check_change(author, plan)
+    except errors.Denied as error:
+        response.warnings.append(f"this change is not yours to make: {error.message}")
+    return response
 
 
 def _allow(author: Principal) -> Callable[[Plan], None]:
