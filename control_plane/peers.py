@@ -16,3 +16,13 @@ def principal_of_call(context: Any) -> Principal:
     if not certificates:
         raise IdentityError("the call came without a certificate")
     return principal_of_pem(certificates[0], "the caller's certificate")
+
+
+def speaks_for(principal: Principal, node_id: str) -> bool:
+    """Whether `node_id` is one of the principal's own: itself, or `/<worker>` after it where it
+    has several processes."""
+    own = str(principal)
+    worker = node_id.removeprefix(f"{own}/")
+    return node_id == own or (
+        worker != node_id and 0 < len(worker) <= 63 and "/" not in worker and worker.isprintable()
+    )

@@ -13,6 +13,7 @@ from edge_node.errors import WrongIdentity
 from edge_node.forward.tunnels import MakeTunnel, OnChange, Tunnels
 from edge_node.front.app import EdgeApp
 from edge_node.front.listener import Listener
+from edge_node.presence import Presence
 from edge_node.settings import EdgeSettings
 from runtime import logs
 from runtime.clock import Clock, SystemClock
@@ -57,6 +58,9 @@ class EdgeWorker:
             access_log=settings.log_level == "debug",
         )
         self.agent = Agent(settings, worker, identity, self.use, clock, rng)
+        self.presence = Presence(
+            settings, worker, identity, self.tunnels, lambda: self.app.serving.ready, clock, rng
+        )
         self._listener = Listener(
             self.app,
             settings.host,
@@ -66,6 +70,7 @@ class EdgeWorker:
             max_connections=settings.max_connections,
         )
         self.app.metrics.watch(self.agent.samples)
+        self.app.metrics.watch(self.presence.samples)
         self.app.metrics.watch(self._tunnel_samples)
 
     def use(self, snapshot: Snapshot) -> None:
@@ -79,6 +84,7 @@ class EdgeWorker:
     async def start(self) -> None:
         """Take up the last good configuration, reach the regions, and only then listen."""
         self.agent.start()
+        self.presence.start()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.tunnels.all_connected(), LISTEN_AFTER_S)
         self._listener.start()
@@ -87,6 +93,7 @@ class EdgeWorker:
     async def close(self) -> None:
         """Finish what is under way, within the grace; then let everything go."""
         self._listener.stop_accepting()
+        await self.presence.close()
         await self.app.drain(self._grace_s)
         await self._listener.stopped(1.0)
         await self.tunnels.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 
 import msgspec
@@ -30,6 +30,7 @@ from topology.overlay.server import OverlayServer
 from topology.resources import ModelSpec
 from topology.snapshot import Snapshot
 from topology.wire.ads_client import AdsClient, OnSnapshot
+from topology.wire.membership_client import MembershipClient, Report
 
 log = logs.get("core")
 
@@ -53,6 +54,7 @@ class Core:
         self.http: Listener | None = None
         self.snapshot = Snapshot.empty()
         self._ads = _follow(settings, self._identity, self._use, clock, rng)
+        self._member = _register(settings, self._identity, self.presence, clock, rng)
         self._ids = _RequestIds(rng)
         self.metrics.watch(self._samples)
 
@@ -75,6 +77,8 @@ class Core:
             self.http.start()
         if self._ads is not None:
             self._ads.start()
+        if self._member is not None:
+            self._member.start()
         log.info(
             "serving",
             region=settings.region,
@@ -86,13 +90,26 @@ class Core:
     async def close(self) -> None:
         """Refuse what is new, finish what is under way within the grace, let everything go."""
         grace_s = self._settings.shutdown_grace_ms / 1000
-        await self.service.drain(grace_s)
+        await self.service.drain(grace_s)  # what heartbeats say meanwhile
+        if self._member is not None:
+            await self._member.close()
         if self.overlay is not None:
             await self.overlay.close(0.5)
         if self.http is not None:
             await self.http.stop()
         if self._ads is not None:
             await self._ads.close()
+
+    def presence(self) -> Report:
+        """What this core says of itself in its heartbeats."""
+        report, overlay = self.service.report(), self._settings.overlay
+        port = self.overlay.port if self.overlay is not None else overlay.port
+        return Report(
+            healthy=report.healthy,
+            draining=report.draining,
+            addresses=(f"{overlay.host}:{port}",),
+            orca=report.orca_report(),
+        )
 
     def _use(self, snapshot: Snapshot) -> None:
         """Follow the configuration's limits. A core serves what it holds, whatever it says."""
@@ -120,6 +137,9 @@ class Core:
             yield Sample(
                 "tradewind_core_control_plane_connected", "Whether it is heard.", connected
             )
+        if self._member is not None:
+            registered = self._member.status.registered
+            yield Sample("tradewind_core_registered", "Whether it is in the registry.", registered)
         if self.overlay is not None:
             counters = self.overlay.counters
             for name in counters.__struct_fields__:
@@ -202,6 +222,19 @@ def _follow(
     last_good = settings.state_dir / "last-good.json" if settings.state_dir else None
     node = f"core/{settings.display_name}"
     return AdsClient(node, settings.control_plane, identity, last_good, use, clock, rng)
+
+
+def _register(
+    settings: CoreSettings,
+    identity: Identity,
+    report: Callable[[], Report],
+    clock: Clock,
+    rng: Random,
+) -> MembershipClient | None:
+    if not settings.control_plane:
+        return None
+    node = f"core/{settings.display_name}"
+    return MembershipClient(node, settings.control_plane, lambda: identity, report, clock, rng)
 
 
 async def run(settings: CoreSettings, engine: Engine) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from msgspec import Struct
+from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 
 from runtime.metrics import Sample
 
@@ -36,6 +37,18 @@ class LoadReport(Struct, frozen=True):
             "named_metrics.tradewind.slots": float(self.slots),
             "named_metrics.tradewind.tokens_per_s": round(self.tokens_per_s, 2),
         }
+
+    def orca_report(self) -> bytes:
+        """The same as an xds.data.orca.v3.OrcaLoadReport, for the control plane."""
+        figures = self.orca()
+        report = OrcaLoadReport(
+            application_utilization=figures.pop("application_utilization"),
+            rps_fractional=figures.pop("rps_fractional"),
+        )
+        for name, value in figures.items():
+            report.named_metrics[name.removeprefix("named_metrics.")] = value
+        data: bytes = report.SerializeToString()
+        return data
 
     def orca_header(self) -> str:
         """For the response header `endpoint-load-metrics`, in its TEXT form."""

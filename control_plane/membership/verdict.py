@@ -135,13 +135,13 @@ def _turned(
 def penalty_at(verdict: Verdict, policy: HealthPolicy, now_s: float) -> float:
     """The penalty for past flaps: each time down adds one, and each half-life halves it."""
     age_s = max(0.0, now_s - verdict.since_s)
-    penalty = verdict.flaps * 0.5 ** (age_s / policy.flap_half_life_s)
+    penalty = verdict.flaps * math.exp2(-age_s / policy.flap_half_life_s)
     return penalty if penalty >= _FORGIVEN else 0.0
 
 
 def hold_down_s(penalty: float, policy: HealthPolicy) -> float:
     """How long a region must be well before it is up again."""
-    factor = 2.0 ** max(0.0, min(penalty, _penalty_max(policy)) - 1.0)
+    factor = math.exp2(max(0.0, min(penalty, _penalty_max(policy)) - 1.0))
     return max(policy.up_after_s, min(policy.up_after_s * factor, policy.flap_longest_hold_s))
 
 
