@@ -9,111 +9,179 @@ from typing import Annotated, Any
 
 import typer
 
-from control_plane.cli import options
+from control_plane.cli import exits, options
 from control_plane.cli.context import connect
 from control_plane.cli.options import Format
-from control_plane.cli.output import good, print_data, print_table, when
-from control_plane.cli.plan_view import as_data, differs
+from control_plane.cli.output import good, print_data
+from control_plane.cli.plan_view import as_data, differs, print_changes, print_refusals
+from control_plane.cli.region_progress import Goal, follow
+from control_plane.cli.region_view import newest, print_forecast, print_states, states
 from control_plane.cli.waiting import wait_for_nodes
 from runtime.clock import SystemClock
+from runtime.errors import TradewindError
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
 app = typer.Typer(
     help="Drain, fail over and restore regions.", no_args_is_help=True, rich_markup_mode=None
 )
 
-Name = Annotated[str, typer.Argument(help="The region.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NAME...", help="The regions; several are one change, all or none."),
+]
+In = Annotated[
+    list[str] | None,
+    typer.Option("--in", metavar="JURISDICTION", help="Instead of names: all regions that lie in."),
+]
 Why = Annotated[str, typer.Option("--reason", help="Why, for those who look later. Required.")]
 To = Annotated[
     float,
     typer.Option("--to", help="How much of its requests to move away, in percent.", min=1, max=100),
 ]
+Over = Annotated[
+    str,
+    typer.Option(help="How long to take for it: 90s, 10m, 2h. Slower while receivers suffer."),
+]
 Expires = Annotated[
     str, typer.Option(help="When it ends by itself: 30m, 2h, 1d, or a time as 2026-12-01T08:00Z.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would happen.")]
 Wait = Annotated[
-    bool, typer.Option("--wait/--no-wait", help="Wait until every connected node has it.")
+    bool,
+    typer.Option("--wait/--no-wait", help="Show progress until it is complete on every node."),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        help="How long to wait, in seconds: 30 for nodes; with --over, until it is there.",
+        min=0.0,
+        max=604_800.0,
+    ),
 ]
 
 _DURATION = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smhd])$")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_NODES_S = 30.0
+
+
+class EmptySelector(TradewindError):
+    """Nothing is selected, which is never everything."""
+
+    code = "refused"
 
 
 @app.command()
 def drain(
     ctx: typer.Context,
-    region: Name,
     reason: Why,
+    regions: Names = None,
+    in_: In = None,
     to: To = 100.0,
+    over: Over = "",
     expires: Expires = "",
+    dry_run: DryRun = False,
     force_residency: options.ForceResidency = False,
     force_last_region: options.ForceLastRegion = False,
     force_many: options.ForceMany = False,
+    force_capacity: options.ForceCapacity = False,
+    force_empty_selector: options.ForceEmptySelector = False,
     wait: Wait = True,
-    timeout: options.Timeout = 30.0,
+    timeout: Timeout = None,
     output: options.Output = Format.TABLE,
 ) -> None:
-    """Move a region's requests to other regions; what it works on it finishes.
+    """Move requests of regions to other regions; what they work on they finish.
+
+    With --over the director goes there step by step, and waits while a region that receives is
+    too full, fails or slows down. Interrupting this command does not stop a drain.
 
     \b
     Examples:
       tradewind region drain frankfurt --reason "kernel upgrade"
-      tradewind region drain frankfurt --to 30 --expires 2h --reason "trying the new route"
+      tradewind region drain frankfurt --over 10m --expires 2h --reason "kernel upgrade"
+      tradewind region drain --in EU --to 30 --dry-run --reason "what would it do?"
     """
-    force = options.forced(force_residency, force_last_region, force_many)
-    request = _request(region, "drain", reason, to, expires, force)
-    _set(ctx, request, wait, timeout, output)
+    force = options.forced(force_residency, force_last_region, force_many, force_capacity)
+    request = _request("drain", reason, to, over, expires, dry_run, force)
+    _set(ctx, request, regions, in_, force_empty_selector, wait, timeout, output)
 
 
 @app.command()
 def failover(
     ctx: typer.Context,
-    region: Name,
     reason: Why,
+    regions: Names = None,
+    in_: In = None,
+    to: To = 100.0,
+    over: Over = "",
     expires: Expires = "",
+    dry_run: DryRun = False,
     force_residency: options.ForceResidency = False,
     force_last_region: options.ForceLastRegion = False,
     force_many: options.ForceMany = False,
+    force_capacity: options.ForceCapacity = False,
+    force_empty_selector: options.ForceEmptySelector = False,
     wait: Wait = True,
-    timeout: options.Timeout = 30.0,
+    timeout: Timeout = None,
     output: options.Output = Format.TABLE,
 ) -> None:
-    """Take a region out whole; nothing goes back to it before `restore`.
+    """Take regions out; however well they get, nothing goes back to them before `restore`.
+
+    Only --expires, where you name it, ends a failover by itself.
 
     \b
-    Example:
+    Examples:
       tradewind region failover dubai --reason "the site lost power"
+      tradewind region failover dubai frankfurt --over 2m --reason "a cable is being cut"
     """
-    force = options.forced(force_residency, force_last_region, force_many)
-    request = _request(region, "failover", reason, 100.0, expires, force)
-    _set(ctx, request, wait, timeout, output)
+    force = options.forced(force_residency, force_last_region, force_many, force_capacity)
+    request = _request("failover", reason, to, over, expires, dry_run, force)
+    _set(ctx, request, regions, in_, force_empty_selector, wait, timeout, output)
 
 
 @app.command()
 def restore(
     ctx: typer.Context,
-    region: Name,
     reason: Why,
+    regions: Names = None,
+    in_: In = None,
+    over: Over = "",
+    dry_run: DryRun = False,
+    force_many: options.ForceMany = False,
+    force_capacity: options.ForceCapacity = False,
+    force_empty_selector: options.ForceEmptySelector = False,
     wait: Wait = True,
-    timeout: options.Timeout = 30.0,
+    timeout: Timeout = None,
     output: options.Output = Format.TABLE,
 ) -> None:
-    """End a drain or a failover: the region takes requests again.
+    """End drains and failovers: the regions take requests again, at once or --over a time.
 
     \b
-    Example:
+    Examples:
       tradewind region restore frankfurt --reason "upgrade done"
+      tradewind region restore frankfurt --over 5m --reason "upgrade done"
     """
+    request = pb.ClearOverrideRequest(
+        reason=reason,
+        over_s=_duration("--over", over),
+        force=options.forced(many=force_many, capacity=force_capacity),
+        dry_run=dry_run,
+    )
     with connect(ctx) as client:
-        response = client.clear_override(pb.ClearOverrideRequest(regions=[region], reason=reason))
-        _print_done(response, f"{region} restored", output)
-        if wait:
-            wait_for_nodes(client, response.revision, timeout)
+        names = _selected(client, regions, in_, force_empty_selector, overridden=True)
+        if not names:
+            _nothing_to_do(output)
+            return
+        request.regions.extend(names)
+        response = client.clear_override(request)
+        moving = " begins to return" if request.over_s else " restored"
+        _print_done(response, f"{', '.join(names)}{moving}", dry_run, output)
+        if wait and not dry_run:
+            _wait(client, response, Goal(tuple(names), 0.0, response.revision), request, timeout)
 
 
 @app.command("list")
 def list_(ctx: typer.Context, output: options.Output = Format.TABLE) -> None:
-    """List regions and what overrides them.
+    """List regions: whether they are up, what overrides them, where that stands and until when.
 
     \b
     Example:
@@ -122,88 +190,144 @@ def list_(ctx: typer.Context, output: options.Output = Format.TABLE) -> None:
     with connect(ctx) as client:
         regions = [json.loads(r.json) for r in client.get("Region").resources]
         overrides = [json.loads(r.json) for r in client.get("Override").resources]
-    now_s = SystemClock().wall()
-    data = [_state(region, overrides, now_s) for region in regions]
+        status = newest(client.statuses())
+    data = states(regions, overrides, status, SystemClock().wall())
     if output is not Format.TABLE:
         print_data(data, output)
-        return
-    headings = ("REGION", "CITY", "IN", "STATE", "UNTIL", "BY", "REASON")
-    rows = [
-        (
-            d["name"],
-            d["city"],
-            d["jurisdiction"],
-            d["state"],
-            when(d["expires_s"] or 0),
-            d["by"],
-            d["reason"],
-        )
-        for d in data
-    ]
-    print_table(headings, rows)
+    else:
+        print_states(data)
 
 
 def _request(
-    region: str, action: str, reason: str, percent: float, expires: str, force: list[str]
+    action: str,
+    reason: str,
+    percent: float,
+    over: str,
+    expires: str,
+    dry_run: bool,
+    force: list[str],
 ) -> pb.SetOverrideRequest:
     return pb.SetOverrideRequest(
-        regions=[region],
         action=action,
         reason=reason,
         percent=percent,
+        over_s=_duration("--over", over),
         expires_s=_expiry(expires, SystemClock().wall()) if expires else 0.0,
         force=force,
+        dry_run=dry_run,
     )
 
 
 def _set(
-    ctx: typer.Context, request: pb.SetOverrideRequest, wait: bool, timeout: float, output: Format
+    ctx: typer.Context,
+    request: pb.SetOverrideRequest,
+    regions: list[str] | None,
+    jurisdictions: list[str] | None,
+    force_empty: bool,
+    wait: bool,
+    timeout: float | None,
+    output: Format,
 ) -> None:
     with connect(ctx) as client:
+        names = _selected(client, regions, jurisdictions, force_empty)
+        if not names:
+            _nothing_to_do(output)
+            return
+        request.regions.extend(names)
         response = client.set_override(request)
         verb = "drained" if request.action == "drain" else "failed over"
-        _print_done(response, f"{request.regions[0]} {verb} ({request.percent:g}%)", output)
-        if wait:
-            wait_for_nodes(client, response.revision, timeout)
+        goes = f"begins to be {verb}, to {request.percent:g}%"
+        text = goes if request.over_s else f"{verb} ({request.percent:g}%)"
+        _print_done(response, f"{', '.join(names)} {text}", request.dry_run, output)
+        if wait and not request.dry_run:
+            goal = Goal(tuple(names), request.percent, response.revision)
+            _wait(client, response, goal, request, timeout)
 
 
-def _print_done(response: pb.ApplyResponse, text: str, output: Format) -> None:
+def _wait(
+    client: Any,
+    response: pb.ApplyResponse,
+    goal: Goal,
+    request: pb.SetOverrideRequest | pb.ClearOverrideRequest,
+    timeout: float | None,
+) -> None:
+    if request.over_s:
+        follow(client, goal, timeout)
+        typer.echo(good("complete"), err=True)
+        return
+    wait_for_nodes(client, response.revision, _NODES_S if timeout is None else timeout)
+
+
+def _selected(
+    client: Any,
+    names: list[str] | None,
+    jurisdictions: list[str] | None,
+    force_empty: bool,
+    *,
+    overridden: bool = False,
+) -> list[str]:
+    """The regions that are meant. Empty only where that was forced; raises `EmptySelector`."""
+    if names and jurisdictions is not None:
+        raise typer.BadParameter("name regions, or select them with --in: not both")
+    if names:
+        return list(dict.fromkeys(names))
+    found: list[str] = []
+    if jurisdictions:
+        regions = [json.loads(r.json) for r in client.get("Region").resources]
+        found = [r["name"] for r in regions if r["spec"]["jurisdiction"] in jurisdictions]
+        if overridden:
+            held = [json.loads(r.json) for r in client.get("Override").resources]
+            found = [name for name in found if any(o["spec"]["region"] == name for o in held)]
+    if not found and not force_empty:
+        where = ", ".join(map(repr, jurisdictions or []))
+        what = "no overridden region" if overridden else "no region"
+        raise EmptySelector(
+            f"{what} lies in {where}: nothing was changed" if where else "no region is named",
+            hint="empty is not all; if nothing to do is fine: --force-empty-selector",
+        )
+    return found
+
+
+def _nothing_to_do(output: Format) -> None:
+    if output is not Format.TABLE:
+        print_data(as_data(pb.ApplyResponse()), output)
+    else:
+        typer.echo("no region is selected: nothing to do")
+
+
+def _print_done(response: pb.ApplyResponse, text: str, dry_run: bool, output: Format) -> None:
     if output is not Format.TABLE:
         print_data(as_data(response), output)
-        return
-    already = "" if differs(response) else " already"
-    typer.echo(good(f"{text}{already}") + f"; revision {response.revision}")
+    else:
+        if dry_run:
+            print_changes(response, fields=True)
+        print_forecast(response)
+        print_refusals(response)
+        already = "" if differs(response) else " already"
+        would = "would be: " if dry_run else ""
+        typer.echo(would + good(f"{text}{already}") + f"; revision {response.revision}")
+    for warning in response.warnings if not dry_run or output is not Format.TABLE else ():
+        typer.echo(f"warning: {warning}", err=True)
+    if dry_run and response.refusals:
+        raise typer.Exit(exits.REFUSED)
+
+
+def _duration(option: str, text: str) -> float:
+    """Seconds of `90s`, `10m`, `2h`, `1d`; 0 where nothing is given; a usage error otherwise."""
+    if not text:
+        return 0.0
+    found = _DURATION.match(text)
+    if found is None:
+        raise typer.BadParameter(f"{option} {text!r} is no 90s, 10m, 2h, 1d")
+    return float(found[1]) * _UNIT_S[found[2]]
 
 
 def _expiry(text: str, now_s: float) -> float:
     """Unix time of a duration from now, or of a time; a usage error otherwise."""
-    duration = _DURATION.match(text)
-    if duration:
-        return now_s + float(duration[1]) * _UNIT_S[duration[2]]
+    if _DURATION.match(text):
+        return now_s + _duration("--expires", text)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is no 30m, 2h, 1d and no time") from error
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _state(region: dict[str, Any], overrides: list[dict[str, Any]], now_s: float) -> dict[str, Any]:
-    """One region with the strongest override that counts now."""
-    live = [
-        o
-        for o in overrides
-        if o["spec"]["region"] == region["name"]
-        and (o["spec"].get("expires_s") is None or o["spec"]["expires_s"] > now_s)
-    ]
-    override = max(live, key=lambda o: float(o["spec"]["percent"]), default=None)
-    spec = override["spec"] if override else {}
-    verb = {"drain": "drained", "failover": "failed over"}.get(spec.get("action", ""), "serving")
-    return {
-        "name": region["name"],
-        "city": region["spec"]["city"],
-        "jurisdiction": region["spec"]["jurisdiction"],
-        "state": f"{verb} {spec['percent']:g}%" if override else verb,
-        "expires_s": spec.get("expires_s"),
-        "by": override["author"] if override else None,
-        "reason": spec.get("reason"),
-    }
