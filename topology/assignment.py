@@ -80,6 +80,31 @@ def assign(
     return _assignment(groups, edges, texts, regions, spread, found.price)
 
 
+def class_cost(cls: DemandClass, line: Mapping[str, float], region: str) -> float:
+    """What it costs the class to be served in a region, by an edge's line of costs; in ms."""
+    if cls.ordered:
+        return cls.regions.index(region) * RANK_MS
+    return line.get(region, UNKNOWN_RTT_MS)
+
+
+def by_order(
+    cls: DemandClass,
+    line: Mapping[str, float],
+    capacity: Mapping[str, float],
+    limits: Mapping[str, float],
+) -> dict[str, float]:
+    """Where the requests of a class go by cost alone, as at an edge that was told no shares."""
+    order = sorted((class_cost(cls, line, r), r) for r in cls.regions if r in capacity)
+    out: dict[str, float] = {}
+    open_to = 0.0  # so many draws have found a region
+    for _, region in order:
+        limit = limits.get(region, 1.0)
+        if limit > open_to:
+            out[region] = limit - open_to
+            open_to = limit
+    return out
+
+
 class _Groups(NamedTuple):
     """Each class at each edge that asks for something."""
 

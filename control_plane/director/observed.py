@@ -17,6 +17,7 @@ class ClassLoad(Struct, frozen=True):
     requests_per_s: float = 0.0
     tokens_per_s: float = 0.0  # of answers, as forwarded to regions
     errors_per_s: float = 0.0  # answered with a 5xx of ours or of a region
+    regions: dict[str, float] = {}  # region -> tokens_per_s of it
 
 
 class RegionSeen(Struct, frozen=True):

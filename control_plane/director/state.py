@@ -97,6 +97,8 @@ class Outlook(Struct, frozen=True):
     # send requests to a region changes during a drain, and must not look like a slow region.
     first_token_ms: dict[str, float] = {}
     edges: int = 0  # that reported
+    prices: dict[str, float] = {}  # region that is full -> what one more place is worth, in ms
+    capacity: dict[str, float] = {}  # region -> tokens/s that it may be given now
 
 
 def next_number(state: State, now_s: float) -> int:
