@@ -1,0 +1,165 @@
+"""The control plane is killed, frozen and cut off under load; a checker looks what came of it.
+
+Whatever happens: no acknowledged write is lost, no refused one visible, none is half there or
+from nobody, and no client's request fails for want of a control plane. The order of things is
+drawn from a seed, which is printed: `TRADEWIND_FAULT_SEED` repeats a run.
+`TRADEWIND_FAULT_ETCD_OUTAGE_S=120` and `TRADEWIND_FAULT_FREEZE_S=20` are the long forms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from random import Random
+
+import pytest
+
+from tests.faults.checker import Fate, Journal, mistakes
+from tests.faults.conftest import SEED
+from tests.faults.load import Load, under_load
+from tests.faults.processes import EDGES, REPLICAS, System, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+OUTAGE_S = float(os.environ.get("TRADEWIND_FAULT_ETCD_OUTAGE_S", "12"))
+FREEZE_S = float(os.environ.get("TRADEWIND_FAULT_FREEZE_S", "6"))
+WRITES_AGAIN_S = 15.0
+
+Say = Callable[[str], None]
+
+
+@asynccontextmanager
+async def watched(name: str, system: System, rng: Random, say: Say) -> AsyncIterator[Load]:
+    """Load around a scenario, and the checker's verdict after it."""
+    say(f"TRADEWIND_FAULT_SEED={SEED}")
+    journal = Journal(f"{name}-{SEED}")
+    async with under_load(system, journal, rng) as load:
+        await asyncio.sleep(0.5)
+        yield load
+        await system.heal()
+        await writing(load)
+    await system.settled()
+    found = mistakes(journal, await system.found(), others=frozenset({"control"}))
+    say(journal.summary())
+    for write in journal.writes:
+        if write.fate is Fate.AMBIGUOUS:
+            say(f"  {write.reason}: {write.said}")
+    assert not found, "\n".join([f"TRADEWIND_FAULT_SEED={SEED}", *found[:30]])
+    assert journal.of(Fate.ACKNOWLEDGED)
+    assert journal.requests
+
+
+async def writing(load: Load, more: int = 3) -> float:
+    """Wait until writes are acknowledged again; how long that took."""
+    before = load.acknowledged
+    return await until(lambda: load.acknowledged >= before + more, WRITES_AGAIN_S, "no writes")
+
+
+async def test_etcds_leader_is_killed(system: System, rng: Random, say: Say) -> None:
+    async with watched("etcd-leader", system, rng, say) as load:
+        for _ in range(2):
+            await asyncio.sleep(rng.uniform(0.2, 1.0))
+            victim = await system.etcd.leader()
+            system.etcd.kill(victim)
+            took_s = await writing(load)
+            say(f"  etcd's leader killed: writes again after {took_s:.2f} s")
+            await system.etcd.restart(victim)
+
+
+async def test_a_replica_is_cut_off_from_etcd(system: System, rng: Random, say: Say) -> None:
+    async with watched("partition", system, rng, say) as load:
+        victim = await system.leader() or rng.choice(REPLICAS)
+        system.partition(victim)
+        await asyncio.sleep(rng.uniform(3.0, 4.0))
+        # The others go on; this one says that what it serves may be old, and serves it.
+        await writing(load)
+        status = await system.status(victim)
+        assert not status.store.available
+        assert status.stale_since_s
+        assert await system.leader() != victim
+        system.reconnect(victim)
+        await until(lambda: available(system, victim), 15.0, "it stays stale")
+
+
+async def available(system: System, replica: str) -> bool:
+    return (await system.status(replica)).store.available
+
+
+async def test_a_frozen_replica_comes_back(system: System, rng: Random, say: Say) -> None:
+    async with watched("frozen", system, rng, say) as load:
+        victim = await system.leader() or rng.choice(REPLICAS)
+        system.signal(victim, signal.SIGSTOP)
+        begun = load.acknowledged
+        await asyncio.sleep(FREEZE_S)
+        assert load.acknowledged > begun, "the other replicas take writes"
+        leader = await system.leader()
+        assert leader != victim
+        system.signal(victim, signal.SIGCONT)
+        await asyncio.sleep(2.0)
+        assert await system.leader() == leader, "it does not take the leadership back"
+
+
+async def test_every_replica_is_killed(system: System, rng: Random, say: Say) -> None:
+    """No control plane at all, and an edge starts meanwhile, from what is on its disk."""
+    async with watched("no-control-plane", system, rng, say) as load:
+        await asyncio.gather(*(system.supervisor.kill(replica) for replica in REPLICAS))
+        await restart_edge(system, load, rng.choice(list(EDGES)), rng)
+        await asyncio.sleep(1.0)
+        await system.again(*REPLICAS)
+
+
+async def test_all_of_etcd_is_lost(system: System, rng: Random, say: Say) -> None:
+    """Under load, and edges and a replica start anew meanwhile."""
+    async with watched("outage", system, rng, say) as load:
+        begun = asyncio.get_running_loop().time()
+        system.kill_etcd()
+        acknowledged = load.acknowledged
+        first, second = rng.sample(list(EDGES), 2)
+        replica = rng.choice(REPLICAS)
+
+        await asyncio.sleep(OUTAGE_S * rng.uniform(0.05, 0.2))
+        await restart_edge(system, load, first, rng)
+        await system.supervisor.kill(replica)
+        await asyncio.sleep(rng.uniform(0.0, 1.0))
+        await system.again(replica)
+        # It serves what it had, says since when, and takes no writes.
+        await until(lambda: serves_stale(system, replica), 20.0, "it does not serve")
+        # This one has no disk: it learns everything from replicas that are stale themselves.
+        await restart_edge(system, load, second, rng, empty=True)
+        left_s = OUTAGE_S - (asyncio.get_running_loop().time() - begun)
+        await asyncio.sleep(max(0.0, left_s))
+        assert load.acknowledged - acknowledged <= 3, "those that were on their way"
+        statuses = await system.statuses()
+        assert all(status.stale_since_s for status in statuses.values())  # type: ignore[union-attr]
+        await system.etcd.start()
+        took_s = await writing(load)
+        lasted_s = asyncio.get_running_loop().time() - begun - took_s
+        say(f"  etcd away for {lasted_s:.0f} s: writes again {took_s:.2f} s after it was back")
+
+
+async def serves_stale(system: System, replica: str) -> bool:
+    status = (await system.statuses())[replica]
+    return bool(getattr(status, "revision", 0) and getattr(status, "stale_since_s", 0.0))
+
+
+async def restart_edge(
+    system: System, load: Load, edge: str, rng: Random, empty: bool = False
+) -> None:
+    """Killed or stopped in order, and started again, at times without anything on its disk."""
+    load.edge_down(edge)
+    if rng.random() < 0.5 and not empty:
+        system.signal(f"edge-{edge}", signal.SIGTERM)
+        child = system.supervisor.child(f"edge-{edge}")
+        child.expected_to_die = True
+        await asyncio.wait_for(child.process.wait(), 10)
+    else:
+        await system.supervisor.kill(f"edge-{edge}")
+    if empty:
+        for kept in (system.folder / "state" / f"edge-{edge}").iterdir():
+            kept.unlink()
+    await system.again(f"edge-{edge}")
+    await system.serving(edge)
+    load.edge_up(edge)
