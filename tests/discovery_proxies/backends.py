@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 import httpx
 
-ECHO = "/tradewind.test.Echo/Where"
+from tests.discovery_proxies.grpc_caller import ECHO
+
 _HEAD_END = b"\r\n\r\n"
 
 

@@ -56,7 +56,9 @@ def bootstrap(
 
 
 @asynccontextmanager
-async def envoy(document: Mapping[str, Any], folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def envoy(
+    document: Mapping[str, Any], folder: Path
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """An Envoy with one worker thread; what it logs is in `folder`/envoy.log."""
     log = folder / "envoy.log"
     with log.open("wb") as out:

@@ -52,9 +52,7 @@ class Scene(Struct):
 
 
 @asynccontextmanager
-async def scene(
-    folder: Path, mesh: Mesh, *, delta: bool, **metadata: str
-) -> AsyncIterator[Scene]:
+async def scene(folder: Path, mesh: Mesh, *, delta: bool, **metadata: str) -> AsyncIterator[Scene]:
     port = free_port()
     store = MemoryStore(SystemClock())
     said = {"listen": f"127.0.0.1:{port}"} | metadata
@@ -188,6 +186,7 @@ async def test_a_listener_that_envoy_cannot_open_is_shown(
         async with envoy(document, tmp_path):
             await until(lambda: [s for s in replica.discovery.sessions if s.nack], 15.0)
             (session,) = replica.discovery.sessions
+            assert session.nack is not None
             assert session.nack.revision == revision
             assert "Listener" in session.nack.reason
             assert "203.0.113.7" in session.nack.reason

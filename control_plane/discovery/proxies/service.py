@@ -28,8 +28,8 @@ from control_plane.discovery.errors import (
 )
 from control_plane.discovery.proxies.node import Profile, check_node_id, profile_of
 from control_plane.discovery.proxies.session import WARM_S, ProxySession
-from control_plane.discovery.proxies.spread import World
-from control_plane.discovery.proxies.translation import Bundle, translate
+from control_plane.discovery.proxies.translation import Bundle
+from control_plane.discovery.proxies.translations import Translations
 from control_plane.discovery.server import DiscoverySettings
 from control_plane.peers import principal_of_call
 from runtime import logs
@@ -42,7 +42,6 @@ log = logs.get("proxies")
 ROLE = "proxy"
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 METHOD = "StreamAggregatedResources"
-PROFILES_MAX = 256  # that differ; each has its own translation
 STREAMS_PER_NODE = 64  # gRPC opens one for each name that it dials
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs leave it out
@@ -70,8 +69,7 @@ class ProxyDiscovery:
             settings.admission_burst,
             settings.admission_longest_wait_ms / 1e3,
         )
-        self._world: World | None = None
-        self._bundles: dict[Profile, Bundle] = {}
+        self._translations = Translations(self._used)
         self._streams: dict[int, _Stream] = {}
         self._left: OrderedDict[str, ProxySession] = OrderedDict()
         self._numbers = itertools.count(1)
@@ -107,16 +105,21 @@ class ProxyDiscovery:
 
     @property
     def sessions(self) -> Iterable[ProxySession]:
-        """Every stream of a proxy, and proxies remembered."""
-        yield from (stream.session for stream in self._streams.values())
+        """Every proxy that is connected, and those remembered. Of several streams of one node,
+        the one that is the worst off."""
+        worst: dict[str, ProxySession] = {}
+        for session in (stream.session for stream in self._streams.values()):
+            known = worst.get(session.node_id)
+            if known is None or _standing(session) < _standing(known):
+                worst[session.node_id] = session
+        yield from worst.values()
         yield from self._left.values()
 
     def samples(self) -> Iterable[Sample]:
         """Figures for Prometheus."""
         yield Sample("tradewind_proxies_streams", "Streams of proxies", len(self._streams))
-        yield Sample(
-            "tradewind_proxies_profiles", "Translations, one per kind of proxy", len(self._bundles)
-        )
+        held = len(self._translations)
+        yield Sample("tradewind_proxies_translations", "One per kind of proxy and stage", held)
         yield Sample("tradewind_proxies_pushes_total", "Responses sent to proxies", self._pushes)
         yield Sample("tradewind_proxies_nacks_total", "Responses proxies refused", self._nacks)
         yield Sample("tradewind_proxies_refused_total", "Streams not served", self._refused)
@@ -156,14 +159,14 @@ class ProxyDiscovery:
         delta: bool,
     ) -> None:
         node_id, profile = check_node_id(first.node.id, principal), profile_of(first.node)
-        if self._world is None:
+        if not self._translations.published:
             self._publish()
         await self._admit()
         session = ProxySession(
             node_id, principal, profile, self._replica, self._clock.wall(), delta=delta
         )
         session.receive(first, self._clock.wall())
-        self._bundle(profile)
+        self._bundle(session)
         stream = _Stream(session)
         number = self._enter(stream)
         reader = asyncio.create_task(self._read(requests, stream), name=f"ads-{node_id}")
@@ -180,23 +183,11 @@ class ProxyDiscovery:
         if wait_s > 0:
             await asyncio.sleep(wait_s)
 
-    def _bundle(self, profile: Profile) -> Bundle:
-        found = self._bundles.get(profile)
-        if found is None:
-            if len(self._bundles) >= PROFILES_MAX:
-                self._forget_profiles()
-            if len(self._bundles) >= PROFILES_MAX:
-                raise TooMany(
-                    f"{PROFILES_MAX} kinds of proxies are connected already",
-                    hint="let proxies share `listen`, `edge`, `tenant` and `upstream`",
-                )
-            assert self._world is not None
-            found = self._bundles[profile] = translate(self._world, profile)
-        return found
+    def _bundle(self, session: ProxySession) -> Bundle:
+        return self._translations.bundle_for(session.profile, session.principal)
 
-    def _forget_profiles(self) -> None:
-        used = {stream.session.profile for stream in self._streams.values()}
-        self._bundles = {p: bundle for p, bundle in self._bundles.items() if p in used}
+    def _used(self) -> set[Profile]:
+        return {stream.session.profile for stream in self._streams.values()}
 
     def _enter(self, stream: _Stream) -> int:
         node_id = stream.session.node_id
@@ -250,7 +241,7 @@ class ProxyDiscovery:
         session = stream.session
         while not stream.ended:
             stream.woken.clear()
-            response = session.next_response(self._bundle(session.profile), self._clock.now())
+            response = session.next_response(self._bundle(session), self._clock.now())
             if response is not None:
                 self._pushes += 1
                 await context.write(response)
@@ -268,10 +259,8 @@ class ProxyDiscovery:
         view = self._catalog.view
         if not view.ready:
             raise NothingToServe("this replica has no configuration yet", hint="try another one")
-        self._world = World(view.snapshot, self._directives.state, self._clock.wall())
-        self._forget_profiles()
-        for profile, earlier in self._bundles.items():
-            self._bundles[profile] = translate(self._world, profile, earlier)
+        state, now_s = self._directives.state, self._clock.wall()
+        self._translations.publish(view.snapshot, view.rollout, state, now_s)
         for stream in self._streams.values():
             stream.wake()
 
@@ -293,15 +282,8 @@ class ProxyDiscovery:
 
     def _until_expiry_s(self) -> float | None:
         """Until the next override expires; None: none will."""
-        if self._world is None:
-            return None
-        at_s = self._world.now_s
-        ends = [
-            spec.expires_s
-            for spec in self._world.snapshot.overrides.values()
-            if spec.expires_s is not None and spec.expires_s > at_s
-        ]
-        return max(0.0, min(ends) - self._clock.wall()) if ends else None
+        at_s = self._translations.next_expiry_s()
+        return max(0.0, at_s - self._clock.wall()) if at_s is not None else None
 
     async def _sweep_forever(self) -> None:
         limit_s = self._settings.ack_timeout_ms / 1e3
@@ -330,6 +312,11 @@ class _Stream:
             self.ended = True
             self.refusal = refusal
             self.woken.set()
+
+
+def _standing(session: ProxySession) -> tuple[bool, int]:
+    """Sorts the worst first."""
+    return session.nack is None, session.acked_revision
 
 
 def _authorise(context: Any) -> Principal:

@@ -60,6 +60,8 @@ class ProxySession:
         self.sent_revision = 0
         self.nack: Nack | None = None
         self.unsupported: dict[str, None] = {}
+        self.acked_directive = 0  # proxies are told none
+        self.staged = False  # served the snapshot of before the rollout that is under way
         self.waits = False  # for a proxy to warm up: ask again within `WARM_S`
         self._delta = delta
         self._replica = replica
@@ -106,6 +108,7 @@ class ProxySession:
     def next_response(self, bundle: Bundle, now_s: float) -> bytes | None:
         """What to send now, serialised, or None."""
         self.waits = False
+        self.staged = bundle.staged
         if self._unknown:
             return self._answer_unknown(self._unknown.pop(0))
         for url in TYPES:

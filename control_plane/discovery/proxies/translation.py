@@ -42,8 +42,11 @@ class Packed(Struct, frozen=True):
 class Bundle:
     """All resources for one profile at one moment. Build with `translate`."""
 
-    def __init__(self, world: World, profile: Profile, earlier: Bundle | None) -> None:
+    def __init__(
+        self, world: World, profile: Profile, earlier: Bundle | None, *, staged: bool
+    ) -> None:
         self.profile = profile
+        self.staged = staged  # of before the rollout that is under way
         self.revision = world.snapshot.revision
         self._world = world
         self._asked: dict[tuple[str, str], Packed] = {}
@@ -81,9 +84,11 @@ class Bundle:
         return found
 
 
-def translate(world: World, profile: Profile, earlier: Bundle | None = None) -> Bundle:
+def translate(
+    world: World, profile: Profile, earlier: Bundle | None = None, *, staged: bool = False
+) -> Bundle:
     """`earlier`: of the same profile; what it shares with this one is taken over."""
-    return Bundle(world, profile, earlier)
+    return Bundle(world, profile, earlier, staged=staged)
 
 
 def _lasting(
