@@ -43,7 +43,7 @@ class Replicas:
     def __init__(self, store: Store, name: str, address: str, clock: Clock, rng: Random) -> None:
         self._store = store
         self._name = name
-        self._address = address
+        self.address = address
         self._clock = clock
         self._rng = rng
         self._since_s = clock.wall()
@@ -94,10 +94,10 @@ class Replicas:
         # One lease for all attempts: should an earlier one have been granted without our knowing,
         # it ends by itself and takes nothing along, as the key hangs on the later one.
         self._lease = self._lease or await self._store.grant(LEASE_TTL_S)
-        value = msgspec.json.encode(_Registration(self._address, self._since_s))
+        value = msgspec.json.encode(_Registration(self.address, self._since_s))
         try:
             await self._store.transact([], [Put(keys.of_replica(self._name), value, self._lease)])
-            log.info("registered", replica=self._name, address=self._address)
+            log.info("registered", replica=self._name, address=self.address)
             while not self._lost.is_set():
                 backoff.reset()
                 with contextlib.suppress(TimeoutError):
@@ -142,7 +142,7 @@ class Replicas:
         if alive == before:
             return
         log.info("replicas", alive=sorted(alive))
-        if alive.get(self._name, self._address) != self._address:
+        if alive.get(self._name, self.address) != self.address:
             log.error("another replica has this one's name", address=alive[self._name])
         for listener in self._listeners:
             listener()

@@ -1,7 +1,8 @@
 """A control-plane replica: the parts, put together, in one process and one event loop.
 
-Any number of replicas run beside each other on one store. Each serves discovery and the admin
-API alike; none leads, since the store's transactions decide between them.
+Any number of replicas run beside each other on one store. Each serves discovery, the admin API
+and the nodes' reports alike; between writers the store's transactions decide. One of them is
+elected to be the director as well.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from random import Random
 import grpc.aio
 
 from control_plane.admin.service import AdminService
+from control_plane.admin.status_sources import StatusSources
 from control_plane.catalog import Catalog
 from control_plane.changes.apply import Changes
+from control_plane.changes.rollouts import Rollouts
+from control_plane.director.assembly import Direction
 from control_plane.director.directives import Directives
 from control_plane.discovery.proxies.service import ProxyDiscovery
 from control_plane.discovery.server import DiscoveryServer
 from control_plane.geodns.exposition import Exposition, Page
 from control_plane.geodns.places import open_locator
+from control_plane.membership.backends import open_registry
 from control_plane.settings import ControlSettings
 from control_plane.store.base import Store
 from control_plane.store.etcd import EtcdStore
@@ -60,23 +65,71 @@ class Replica:
         self.store = store
         kept = settings.data_dir / LAST_GOOD if settings.data_dir else None
         self.catalog = Catalog(store, kept, clock, rng)
-        self.changes = Changes(store, self.catalog, clock, self.name)
         self.directives = Directives(
             store, settings.data_dir / LAST_DIRECTIVES if settings.data_dir else None, rng
         )
-        self.discovery = DiscoveryServer(self.catalog, self.name, clock, settings.discovery)
+        self.changes = Changes(
+            store,
+            self.catalog,
+            clock,
+            self.name,
+            outlook=lambda: self.directives.outlook,
+            state=lambda: self.directives.state,
+            keep=settings.history_kept,
+        )
+        self.discovery = DiscoveryServer(
+            self.catalog, self.name, clock, settings.discovery, self.directives
+        )
         self.proxies = ProxyDiscovery(
             self.catalog, self.directives, self.name, clock, settings.discovery
         )
         self.discovery.proxies = self.proxies
+        self.rollouts = Rollouts(
+            store, self.catalog, self.changes, clock, self.name, lambda: self._direction.observe()
+        )
+        self._direction = Direction(
+            self.name,
+            store,
+            self.catalog,
+            self.changes,
+            self.rollouts,
+            self.directives,
+            self.discovery,
+            open_registry(
+                settings.membership,
+                store,
+                clock,
+                rng,
+                replica=self.name,
+                listen=settings.advertise or settings.listen,
+            ),
+            settings.membership,
+            settings.election_ttl_s,
+            lambda: self._identity,
+            clock,
+            rng,
+        )
         self.metrics = Metrics()
-        self.metrics.watch(self.discovery.samples)
-        self.metrics.watch(self.proxies.samples)
+        for source in (self.discovery, self.proxies, self._direction):
+            self.metrics.watch(source.samples)
         self.metrics.watch(self._samples)
         self.port = 0
         locator = open_locator(settings.prefix_table, settings.mmdb, settings.prefixes)
         self._admin = AdminService(
-            self.name, store, self.catalog, self.changes, self.discovery, locator, clock
+            self.name,
+            store,
+            self.catalog,
+            self.changes,
+            self.discovery,
+            locator,
+            clock,
+            StatusSources(
+                election=self._direction.election,
+                directives=self.directives,
+                replicas=self._direction.replicas,
+                registry=self._direction.registry,
+                rollouts=self.rollouts,
+            ),
         )
         self._server: grpc.aio.Server | None = None
 
@@ -92,12 +145,15 @@ class Replica:
         )
         self.discovery.add_to(self._server)
         self.proxies.add_to(self._server)
+        self._direction.add_to(self._server)
         self.port = _listen(self._server, self._settings.listen, self._identity)
         await self._server.start()
+        self._direction.start(self._advertised())
         log.info("serving", replica=self.name, listen=self._settings.listen, port=self.port)
 
     async def close(self) -> None:
         """End streams with a word, let calls in progress finish, let go of the store."""
+        await self._direction.close()
         await self.proxies.close()
         await self.discovery.close()
         if self._server is not None:
@@ -105,6 +161,12 @@ class Replica:
         await self.directives.close()
         await self.catalog.close()
         await self.store.close()
+
+    def _advertised(self) -> str:
+        settings = self._settings
+        if settings.advertise is not None:
+            return settings.advertise
+        return f"{settings.listen.rpartition(':')[0]}:{self.port}"
 
     def pages(self) -> dict[str, Callable[[], Page]]:
         return {"/metrics": self._metrics_page, "/healthz": _alive, "/readyz": self._ready_page}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
+from control_plane.changes.history import KEEP
 from control_plane.discovery.server import DiscoverySettings
+from control_plane.membership.settings import MembershipSettings
 from control_plane.store.settings import EtcdSettings
 from runtime.identity import IdentityFiles
 from topology.fields import HostPort
@@ -21,6 +23,8 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Certificate, key and CA: `tradewind pki issue control/<name>` makes them."""
     listen: HostPort = "127.0.0.1:7400"
     """Where discovery (xDS) and the admin API are served, over mutual TLS."""
+    advertise: HostPort | None = None
+    """Where the other replicas reach this one. None: at `listen`."""
     etcd: EtcdSettings | None = None
     """The store. None: this process's memory, which no other replica sees; for trying out."""
     data_dir: Path | None = None
@@ -33,6 +37,13 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """A CSV or YAML file with the fields of `prefixes`."""
     mmdb: Path | None = None
     """An MMDB file, asked where the table has no answer."""
+    membership: MembershipSettings = MembershipSettings()
+    """How edges and cores are known to be there: by leases in the store, or in Consul."""
+    election_ttl_s: Annotated[float, Meta(ge=1, le=60)] = 2.0
+    """How long the director's lease lasts when it is not renewed. After a crash another one
+    takes over within this and half a second; etcd grants no less than 2 s with its defaults."""
+    history_kept: Annotated[int, Meta(ge=1)] = KEEP
+    """How many changes are kept in history and audit."""
     discovery: DiscoverySettings = field(default_factory=DiscoverySettings)
     """Bounds of the discovery server."""
     shutdown_grace_ms: int = 3_000

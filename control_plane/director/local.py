@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from control_plane.catalog import Catalog
 from control_plane.director.observed import (
     CoreReport,
     EdgeReport,
@@ -40,37 +41,45 @@ class Sessions(Protocol):
 
 
 class Local:
-    """Puts the parts together when asked. `stale()`: whether this replica misses its store."""
+    """Puts the parts together when asked."""
 
     def __init__(
-        self, loads: Loads, heartbeats: Heartbeats, discovery: Sessions, clock: Clock
+        self,
+        loads: Loads,
+        heartbeats: Heartbeats,
+        discovery: Sessions,
+        catalog: Catalog,
+        clock: Clock,
     ) -> None:
         self._loads = loads
         self._heartbeats = heartbeats
         self._discovery = discovery
+        self._catalog = catalog
         self._clock = clock
-        self.stale = False
 
     def observe(self) -> Observed:
         now_s = self._clock.wall()
+        stale = self._catalog.view.stale_since_s is not None
         return Observed(
             at_s=now_s,
             edges=merged(self._loads.edges(), self._heartbeats.seen(), now_s),
             cores=dict(self._heartbeats.cores()),
-            nodes={s.node_id: self._node(s) for s in self._discovery.sessions},
+            nodes={s.node_id: _node(s, stale) for s in self._discovery.sessions},
         )
 
-    def _node(self, session: Session) -> NodeState:
-        return NodeState(
-            node=session.node_id,
-            connected=session.connected,
-            since_s=session.since_s,
-            acked_revision=session.acked_revision,
-            acked_directive=session.acked_directive,
-            nack_revision=session.nack.revision if session.nack else 0,
-            nack_reason=session.nack.reason if session.nack else "",
-            stale=self.stale,
-        )
+
+def _node(session: Session, stale: bool) -> NodeState:
+    return NodeState(
+        node=session.node_id,
+        connected=session.connected,
+        since_s=session.since_s,
+        acked_revision=session.acked_revision,
+        acked_directive=session.acked_directive,
+        nack_revision=session.nack.revision if session.nack else 0,
+        nack_reason=session.nack.reason if session.nack else "",
+        stale=stale,
+        staged=session.staged,
+    )
 
 
 def merged(

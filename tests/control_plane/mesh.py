@@ -196,6 +196,14 @@ class Background:
         """Run a coroutine on the replica's loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
+    def do(self, what: Callable[[], T]) -> T:
+        """Call a function on the replica's loop and wait for what it returns."""
+
+        async def call() -> T:
+            return what()
+
+        return self.call(call())
+
     def apply(self, *puts: Resource) -> int:
         return self.call(self.replica.changes.apply(Wanted(puts=puts), "operator/setup")).revision
 

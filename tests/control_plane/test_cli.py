@@ -252,7 +252,7 @@ def test_explain(cli: Cli) -> None:
 
 def test_without_the_store(cli: Cli) -> None:
     cli.background.apply(*world())
-    cli.store.cut("etcd is down")
+    cli.background.do(lambda: cli.store.cut("etcd is down"))
     result = cli("apply", "-f", "-", stdin=yaml_of(region("dubai", "AE")))
     assert result.exit_code == 5
     assert "the store does not answer" in result.stderr
@@ -264,7 +264,7 @@ def test_without_the_store(cli: Cli) -> None:
     got = cli("get", "Region")
     assert got.exit_code == 0
     assert "the store is away" in got.stderr
-    cli.store.mend()
+    cli.background.do(cli.store.mend)
     assert "1 created" in cli.ok("apply", "-f", "-", stdin=yaml_of(region("dubai", "AE")))
 
 
