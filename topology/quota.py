@@ -19,7 +19,9 @@ FORGET_HOLDS = 24.0
 # is current until it notices that it is not (a watch or a ping that times out takes 15 s).
 DRIFT = 1.1
 NOTICE_S = 60.0
-# A node counts as confirmed by a connection once anything newer would have come through it.
+# How long a node has heard a current replica without a break before it counts as confirmed:
+# anything newer has come through by then. (A replica that finds the store again says so a moment
+# before it has read everything.)
 SETTLE_S = 5.0
 
 

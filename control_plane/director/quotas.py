@@ -55,7 +55,7 @@ class Split(Struct, frozen=True):
 class _Nodes(Struct, frozen=True):
     """The nodes as one round sees them, the same for all tenants."""
 
-    present: frozenset[str]
+    present: dict[str, None]  # in order, so that equal worlds give equal splits
     absent: dict[str, Wait]
     forgotten: frozenset[str]
     acked: dict[str, int]
@@ -142,11 +142,11 @@ def _see(state: State, observed: Observed, policy: QuotaPolicy, now_s: float) ->
     present = {n for n, seen in observed.nodes.items() if seen.connected and _is_edge(n)}
     present |= observed.edges.keys()
     known = {node for quota in state.quotas.values() for node in quota.given}
-    absent = {node: waited(state.absent.get(node), now_s) for node in known - present}
+    absent = {node: waited(state.absent.get(node), now_s) for node in sorted(known - present)}
     forget_s = forget_after_s(policy.hold_s)
     forgotten = {node for node, wait in absent.items() if wait.waited_s >= forget_s}
     return _Nodes(
-        present=frozenset(present),
+        present=dict.fromkeys(sorted(present)),
         absent={node: wait for node, wait in absent.items() if node not in forgotten},
         forgotten=frozenset(forgotten),
         acked={n: seen.acked_directive for n, seen in observed.nodes.items()},
@@ -194,7 +194,7 @@ class _Step:
         self._given, self._floors = quota.given, quota.floors
         self._held, self._floors_held = quota.held, quota.floors_held
         self._pending, self._lost = quota.pending, quota.lost
-        count = max(1, len(nodes.present | self._given.keys()))
+        count = max(1, len(nodes.present.keys() | self._given.keys()))
         self._floor = limit * policy.floor_share / count
         # Coarse rates repeat, and the state that holds them all deflates to a fraction.
         self._quantum = limit / count / _QUANTA

@@ -108,16 +108,17 @@ class Quotas:
         self._policy = snapshot.policy.quota
         self._apply(now)
 
-    def direct(self, directive: Directive, now: float, *, live: bool) -> None:
-        """Follow a directive. `live`: it came from a replica, in this process's life; not so,
-        from disk: then only its floors count until a replica stands behind it."""
+    def direct(self, directive: Directive, now: float) -> None:
+        """Follow a directive, from disk or from a replica. It confirms nothing by itself: it may
+        be a word that the director has taken back since. Where nothing was confirmed lately, only
+        its floors count."""
         self._directive = directive
         self._since = now
-        self._confirmed = now if live else None
         self._apply(now)
 
     def confirm(self, now: float) -> None:
-        """A replica that follows the store has been heard and has nothing newer."""
+        """A replica that follows the store has been heard for `SETTLE_S` without a break, up to
+        now: whatever it had to say that is newer has arrived."""
         self._confirmed = now
         self._falls_at = now + self._policy.hold_s
         if self.standing != "confirmed":
