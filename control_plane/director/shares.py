@@ -49,7 +49,7 @@ def advance(snapshot: Snapshot, state: State, observed: Observed, now_s: float) 
     smoothed by who reports them.
     """
     demand = _demand(snapshot, observed.edges)
-    flows = _flows(observed.edges)
+    flows = _flows(snapshot, observed.edges)
     limits = _limits(snapshot, state, now_s)
     capacity = _capacity(snapshot, state, observed, flows)
     costs = {edge: _line(snapshot, edge, seen) for edge, seen in _seen(observed, demand).items()}
@@ -92,11 +92,13 @@ def _is_known(snapshot: Snapshot, text: str) -> bool:
     return bool(regions) and all(region in snapshot.regions for region in regions)
 
 
-def _flows(reports: Mapping[str, EdgeReport]) -> Flows:
+def _flows(snapshot: Snapshot, reports: Mapping[str, EdgeReport]) -> Flows:
     """Class -> region -> tokens/s that are served there."""
     flows: Flows = {}
     for report in reports.values():
         for text, load in report.demand.items():
+            if text not in flows and not _is_known(snapshot, text):
+                continue
             held = flows.setdefault(text, {})
             for region, tokens in load.regions.items():
                 held[region] = held.get(region, 0.0) + tokens
@@ -238,7 +240,11 @@ def _outlook(
 
 
 def _first_token_ms(views: list[RegionSeen]) -> float | None:
-    """Over all edges, each counting by its requests."""
-    told = [(v.first_token_ms, v.requests_per_s) for v in views if v.first_token_ms is not None]
+    """Over all edges, each counting by its requests, less the way there and back: see `Outlook`."""
+    told = [
+        (max(v.first_token_ms - (v.rtt_ms or 0.0), 0.0), v.requests_per_s)
+        for v in views
+        if v.first_token_ms is not None
+    ]
     weight = sum(rate for _, rate in told)
     return sum(ms * rate for ms, rate in told) / weight if weight > 0 else None
