@@ -9,6 +9,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from runtime.metrics import Sample
+from topology.load import LoadCounts
 
 FIRST_TOKEN_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0)
 
@@ -40,6 +41,7 @@ class Figures:
         "failed_attempts",
         "first_token",
         "forwarded",
+        "load",
         "region_load",
         "replies",
         "requests",
@@ -61,6 +63,7 @@ class Figures:
         self.streams_broken = 0  # streams that ended with an error event
         self.first_token = Histogram(FIRST_TOKEN_BOUNDS_S)
         self.region_load: dict[str, float] = {}  # as each region last said
+        self.load = LoadCounts()  # for load reports, which take it away each second
 
     def samples(self) -> Iterable[Sample]:
         one = (

@@ -6,11 +6,14 @@ import hashlib
 
 import msgspec
 
+from edge_node.admission.quota import Quotas
 from edge_node.cache.exact import ExactCache
 from edge_node.errors import NotReady
 from edge_node.forward.choice import Choice
 from edge_node.front.auth import Keyring
 from edge_node.front.replies import Answer, Headers
+from edge_node.staleness import Staleness
+from topology.directive import Directive
 from topology.overlay.frames import MAX_PAYLOAD_BYTES
 from topology.resources import Key
 from topology.routing import selects
@@ -23,8 +26,10 @@ EncodedReply = tuple[Headers, bytes]
 class Serving:
     """The snapshot in force and everything that follows it."""
 
-    def __init__(self, edge: str, keyring: Keyring, choice: Choice) -> None:
+    def __init__(self, edge: str, keyring: Keyring, choice: Choice, quotas: Quotas) -> None:
         self.edge = edge
+        self.quotas = quotas
+        self.staleness = Staleness()
         self.keyring = keyring
         self.choice = choice
         self.ready = False
@@ -42,6 +47,10 @@ class Serving:
         self._derive()
         self.ready = True
 
+    def use_directive(self, directive: Directive) -> None:
+        """Go by what the director told this edge, from now on."""
+        self.choice.use_directive(directive)
+
     def _derive(self) -> None:
         policy = self.snapshot.policy
         self.body_limit_bytes = min(policy.request_max_bytes, MAX_PAYLOAD_BYTES)
@@ -55,6 +64,8 @@ class Serving:
     def require_ready(self) -> None:
         if not self.ready:
             raise NotReady("This edge has no configuration yet; try again shortly.")
+        if self.staleness.refusal is not None:
+            raise self.staleness.refusal
 
     def epoch(self, model: str) -> bytes:
         """Stands for the whole definition of a model: another definition, other answers."""

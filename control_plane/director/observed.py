@@ -78,8 +78,9 @@ class Member(Struct, frozen=True):
     incarnation: str  # another one after each start of the process
     addresses: tuple[str, ...] = ()
     version: str = ""
-    healthy: bool = True
+    healthy: bool = True  # and takes new work: false while it drains
     since_s: float = 0.0
+    draining: bool = False
 
 
 class Observed(Struct, frozen=True):

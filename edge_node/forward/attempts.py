@@ -20,6 +20,7 @@ from edge_node.figures import Figures
 from edge_node.forward.choice import Choice
 from edge_node.forward.upstream import Exchange, Upstream
 from edge_node.inflight import Cause, Flight
+from topology.load import RegionCount
 from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
 from topology.overlay.frames import Accept, End, Request, Tokens
 from topology.routing import Candidate, Decision
@@ -71,6 +72,7 @@ class Attempts:
         "_decision",
         "_exchange",
         "_flight",
+        "_opened",
         "_owner",
         "_resumable",
         "_shown",
@@ -90,6 +92,7 @@ class Attempts:
         self._resumable = True
         self._shown = False  # the client has been sent part of this answer
         self._size = 0  # of the text, in characters
+        self._opened = 0.0  # when the attempt under way began; 0: its first token has come
         self.candidate: Candidate | None = None
         self.tried: list[str] = []
         self.ids: list[int] = []
@@ -110,6 +113,7 @@ class Attempts:
                     return frame
                 if type(frame) is End:
                     self._exchange = None
+                    self._count_whole(frame)
                     return frame
                 if type(frame) is Accept:
                     self._owner.figures.region_load[self.tried[-1]] = frame.load
@@ -127,6 +131,8 @@ class Attempts:
             self._exchange.cancel()
             self._exchange = None
             self._owner.figures.cancelled += 1
+            if self._flight.cause is Cause.DEADLINE:
+                self._count_lost()
 
     def _open(self) -> Exchange:
         candidate = self._candidate()
@@ -147,6 +153,8 @@ class Attempts:
         figures = self._owner.figures
         figures.attempts += 1
         figures.resumed += bool(self.ids)
+        figures.load.at(self._decision.demand_class, candidate.region).issued += 1
+        self._opened = now
         self._exchange = self._owner.upstream.open(candidate.region, request, ask.body)
         return self._exchange
 
@@ -158,6 +166,7 @@ class Attempts:
         for candidate in self._decision.candidates:
             if candidate.region not in self.tried:
                 return candidate
+        self._count_lost()
         raise Refused(self._decision, ask.tenant, ask.model)
 
     def _take(self, frame: Tokens) -> None:
@@ -176,16 +185,24 @@ class Attempts:
             self._resumable = False
         self.text.append(frame.text)
         self._shown = self._ask.stream
-        self._flight.stage(self._owner.now() + self._ask.silence_s, Cause.SILENCE)
+        now = self._owner.now()
+        if self._opened:
+            self._count_first(now)
+        self._flight.stage(now + self._ask.silence_s, Cause.SILENCE)
 
     def _fail(self, error: AttemptError) -> None:
         """Make ready for the next attempt, or raise `AttemptsExhausted`."""
         figures = self._owner.figures
         figures.failed_attempts += 1
+        theirs = not (isinstance(error, RegionFailure) and _is_clients_fault(error))
+        if theirs and self.tried:
+            self._count().failed += 1
         if self._exchange is not None:
             self._exchange.cancel()
             self._exchange = None
         if not self._retry_can_help(error) or not self._another():
+            if theirs:
+                self._count_lost()
             raise AttemptsExhausted(error, tuple(self.tried), self._shown) from error
         if not self._resumable:
             self.ids.clear()
@@ -204,3 +221,30 @@ class Attempts:
             return False
         candidates = self._owner.choice.decide(self._ask.tenant, self._ask.model).candidates
         return any(candidate.region not in self.tried for candidate in candidates)
+
+    # For load reports
+
+    def _count(self) -> RegionCount:
+        """Of the region that was asked last."""
+        return self._owner.figures.load.at(self._decision.demand_class, self.tried[-1])
+
+    def _count_first(self, now: float) -> None:
+        count = self._count()
+        count.first_tokens += 1
+        count.first_token_s += now - self._opened
+        self._opened = 0.0
+
+    def _count_whole(self, end: End) -> None:
+        if self._opened:
+            self._count_first(self._owner.now())
+        count = self._count()
+        count.ok += 1
+        count.tokens += end.completion_tokens
+
+    def _count_lost(self) -> None:
+        self._owner.figures.load.of(self._decision.demand_class).lost += 1
+
+
+def _is_clients_fault(error: RegionFailure) -> bool:
+    """Whether the request itself was refused, and not for want of room."""
+    return 400 <= error.failure.status < 500 and error.failure.status != 429
