@@ -48,6 +48,7 @@ class Heartbeat(Struct, frozen=True):
             version=self.version,
             healthy=self.healthy and not self.draining,
             since_s=since_s,
+            draining=self.draining,
         )
 
     def report(self, region: str, at_s: float) -> CoreReport | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from lab.etcd_cluster import EtcdCluster
 from runtime import logs
+from tests.consul_agent import ConsulAgent, NoConsul, find_consul
 from tests.control_plane.mesh import Mesh
 from tests.membership import worlds
 from tests.membership.worlds import World
@@ -40,12 +42,44 @@ async def etcd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EtcdCl
     await cluster.stop(grace_s=0)
 
 
-@pytest.fixture(params=["memory", "etcd"])
-async def world(request: pytest.FixtureRequest, etcd: EtcdCluster) -> AsyncIterator[World]:
-    match request.param:
-        case "memory":
-            async with worlds.memory_world() as memory:
-                yield memory
-        case "etcd":
-            async with worlds.lease_world_on(etcd.endpoints[0]) as real:
-                yield real
+@pytest.fixture(scope="session")
+def consul_binary() -> Path:
+    try:
+        return find_consul()
+    except NoConsul as reason:
+        pytest.skip(f"NO CONSUL IS TESTED: {reason}")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def consul(
+    consul_binary: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[ConsulAgent]:
+    agent = ConsulAgent(consul_binary, tmp_path_factory.mktemp("consul"))
+    await agent.start()
+    yield agent
+    agent.kill()
+
+
+@pytest.fixture
+async def memory_world() -> AsyncIterator[World]:
+    async with worlds.memory_world() as world:
+        yield world
+
+
+@pytest.fixture
+async def etcd_world(etcd: EtcdCluster) -> AsyncIterator[World]:
+    async with worlds.lease_world_on(etcd.endpoints[0]) as world:
+        yield world
+
+
+@pytest.fixture
+async def consul_world(consul: ConsulAgent) -> AsyncIterator[World]:
+    async with worlds.consul_world_on(consul) as world:
+        yield world
+
+
+@pytest.fixture(params=["memory", "etcd", "consul"])
+def world(request: pytest.FixtureRequest) -> World:
+    """One of them: only what a test asks for is started."""
+    found: World = request.getfixturevalue(f"{request.param}_world")
+    return found

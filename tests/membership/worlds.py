@@ -7,11 +7,17 @@ from collections.abc import AsyncIterator
 from random import Random
 from typing import Protocol
 
+import httpx
+
 from control_plane.director.observed import Member
 from control_plane.membership.base import Registry
+from control_plane.membership.consul import ConsulRegistry
 from control_plane.membership.leases import LeaseRegistry
+from control_plane.membership.settings import ConsulSettings
 from control_plane.store.memory import MemoryStore
 from runtime.clock import SystemClock
+from tests.consul_agent import ConsulAgent
+from tests.store.proxy import Proxy
 from tests.store.worlds import EtcdWorld, etcd_world
 
 TTL_S = 2.0
@@ -117,6 +123,48 @@ async def lease_world_on(endpoint: str) -> AsyncIterator[World]:
         await world.wipe()
         async with started(world) as running:
             yield running
+
+
+class ConsulWorld:
+    """Two replicas on one agent, which is reached through a proxy."""
+
+    lapse_s = TTL_S + 3.0
+
+    def __init__(self, proxy: Proxy, agent: ConsulAgent) -> None:
+        self._proxy = proxy
+        self._agent = agent
+        settings = ConsulSettings(
+            address=proxy.address, wait_s=5.0, pause_s=0.02, call_timeout_s=2.0
+        )
+        clock = SystemClock()
+        self.first: Registry = ConsulRegistry(settings, clock, Random(1), TTL_S)
+        self.second: Registry = ConsulRegistry(settings, clock, Random(2), TTL_S)
+
+    async def cut(self) -> None:
+        self._proxy.stopped = True
+        self._proxy.cut()
+
+    async def mend(self) -> None:
+        self._proxy.stopped = False
+
+    async def wipe(self) -> None:
+        await deregister_all(self._agent)
+
+
+async def deregister_all(agent: ConsulAgent) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{agent.address}") as http:
+        for service in (await http.get("/v1/agent/services")).json():
+            await http.put(f"/v1/agent/service/deregister/{service}")
+
+
+@contextlib.asynccontextmanager
+async def consul_world_on(agent: ConsulAgent) -> AsyncIterator[World]:
+    await deregister_all(agent)
+    proxy = Proxy(agent.address)
+    await proxy.start()
+    async with started(ConsulWorld(proxy, agent)) as running:
+        yield running
+    await proxy.stop()
 
 
 def core(name: str = "singapore", incarnation: str = "a", **fields: object) -> Member:

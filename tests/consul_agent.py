@@ -1,0 +1,209 @@
+"""A real Consul agent for tests: version 1.8.7, from Debian 11's package.
+
+It is fetched once with apt-get, from the mirror that this machine's own apt uses, into private
+folders: nothing is installed, and no setting of the machine changes. apt checks the package's
+SHA256 against the index, and the index's signature against Debian's keys. Where that cannot be
+done, `find_consul` says why, and tests that need the agent are skipped with that reason.
+
+`TRADEWIND_CONSUL` names a binary to use instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+SUITE = "bullseye"
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+FETCH_TIMEOUT_S = 120
+
+# As in lab/etcd_cluster.py: the agent dies with the tests, however they end.
+_DIE_WITH_PARENT = """
+import os, sys
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 9)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class NoConsul(Exception):
+    """There is no Consul to test with; the text says why."""
+
+
+def find_consul() -> Path:
+    """The path of a Consul binary, fetched if need be; raises `NoConsul`."""
+    named = os.environ.get("TRADEWIND_CONSUL")
+    if named:
+        if not os.access(named, os.X_OK):
+            raise NoConsul(f"TRADEWIND_CONSUL is {named}, which cannot be run")
+        return Path(named)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tradewind"
+    kept = home / "consul-1.8.7" / "consul"
+    if not kept.exists():
+        try:
+            _fetch(kept)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise NoConsul(f"Debian 11's package consul could not be fetched: {error}") from error
+    return kept
+
+
+def _fetch(into: Path) -> None:
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise NoConsul(f"fetching Debian 11's package consul needs {tool}")
+    if not KEYRING.exists():
+        raise NoConsul(f"fetching Debian 11's package consul needs {KEYRING}")
+    into.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tradewind-consul-") as folder:
+        work = Path(folder)
+        (work / "lists" / "partial").mkdir(parents=True)
+        (work / "cache" / "archives" / "partial").mkdir(parents=True)
+        stanza = {
+            "Types": "deb",
+            "URIs": debian_mirror(),
+            "Suites": SUITE,
+            "Components": "main",
+            "Signed-By": str(KEYRING),
+        }
+        text = "".join(f"{name}: {value}\n" for name, value in stanza.items())
+        (work / "debian.sources").write_text(text)
+        _apt(work, "update")
+        _apt(work, "download", "consul")
+        (package,) = work.glob("consul_*.deb")
+        _run(work, "dpkg-deb", "--extract", str(package), str(work / "out"))
+        fresh = into.with_suffix(f".{os.getpid()}")
+        shutil.copy2(work / "out" / "usr" / "bin" / "consul", fresh)
+        fresh.replace(into)
+
+
+def debian_mirror(folder: Path = Path("/etc/apt")) -> str:
+    """The URI from which this machine's apt takes Debian itself; raises `NoConsul`."""
+    texts = [p.read_text() for p in sorted((folder / "sources.list.d").glob("*.sources"))]
+    for text in texts:
+        for uri in re.findall(r"^URIs:\s*(\S+)", text, re.MULTILINE):
+            if uri.rstrip("/").endswith("/debian"):
+                return str(uri)
+    one_line = [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*.list"))]
+    for path in one_line:
+        found = re.search(
+            r"^deb\s+(?:\[[^\]]*\]\s+)?(\S+/debian/?)\s",
+            path.read_text() if path.exists() else "",
+            re.MULTILINE,
+        )
+        if found:
+            return found[1]
+    raise NoConsul("this machine's apt has no Debian mirror to fetch the package consul from")
+
+
+def _apt(work: Path, *arguments: str) -> None:
+    options = {
+        "Dir::Etc::sourcelist": work / "debian.sources",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State::lists": work / "lists",
+        "Dir::Cache": work / "cache",
+        "APT::Sandbox::User": "root",
+        "Acquire::Languages": "none",
+        "Acquire::Retries": "2",
+    }
+    flags = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    _run(work, "apt-get", "-qq", *flags, *arguments)
+
+
+def _run(work: Path, *command: str) -> None:
+    done = subprocess.run(
+        command, cwd=work, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False
+    )
+    if done.returncode != 0:
+        raise OSError(f"{command[0]}: {done.stderr.strip()[-400:] or done.stdout.strip()[-400:]}")
+
+
+class ConsulAgent:
+    """One agent, a server of its own, on free ports of 127.0.0.1. It keeps nothing on disk, so a
+    restarted one has lost what was registered. Call all of it from the thread of `start`."""
+
+    def __init__(self, binary: Path, directory: Path, config: dict[str, Any] | None = None) -> None:
+        self.directory = directory
+        self._binary = binary
+        ports = dict(zip(("http", "serf_lan", "server"), _free_ports(3), strict=True))
+        off = dict.fromkeys(("dns", "grpc", "https", "serf_wan"), -1)
+        self.port = ports["http"]
+        self._config: dict[str, Any] = {"ports": ports | off, "log_level": "info"}
+        self._config |= {"disable_update_check": True, "node_name": "test"} | (config or {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Start it and wait until it leads itself."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        config = self.directory / "agent.json"
+        config.write_text(json.dumps(self._config))
+        command = [str(self._binary), "agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1"]
+        command.append(f"-config-file={config}")
+        with (self.directory / "agent.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
+                stdout=log,
+                stderr=log,
+            )
+        async with asyncio.timeout(30), httpx.AsyncClient() as http:
+            while not await self._leads(http):
+                await asyncio.sleep(0.1)
+
+    async def _leads(self, http: httpx.AsyncClient) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            tail = (self.directory / "agent.log").read_text()[-800:]
+            raise NoConsul(f"the agent ended: {tail}")
+        headers = {"X-Consul-Token": self.token} if self.token else {}
+        try:
+            url = f"http://{self.address}/v1/health/service/consul?passing"
+            answer = await http.get(url, headers=headers)
+        except httpx.TransportError:
+            return False
+        return answer.status_code == 200 and bool(answer.json())
+
+    @property
+    def token(self) -> str:
+        """Of the one who may do everything, where the agent has ACLs."""
+        acl = self._config.get("acl", {})
+        return str(acl.get("tokens", {}).get("master", ""))
+
+    def signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGKILL)
+            self._process.wait(10)
+            self._process = None
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
