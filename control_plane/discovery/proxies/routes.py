@@ -34,6 +34,7 @@ MODEL = "x-tradewind-model"
 RETRY_ON = "connect-failure,refused-stream,unavailable"
 _BACK_OFF_MS = 25
 _BACK_OFF_MAX_MS = 250
+_TOGETHER = 500  # tenants in one expression: what RE2 compiles within its usual memory
 
 _TENANT_MISSING = ChatError(
     403,
@@ -103,10 +104,16 @@ def _of_one(profile: Profile, kind: Kind | None) -> Iterator[components.Route]:
 
 
 def _of_all(profile: Profile, kinds: dict[str, Kind]) -> Iterator[components.Route]:
-    """One after the other, since gRPC knows no other way to match."""
+    """One after the other, since gRPC knows no other way to match; so tenants that may do the
+    same share their routes."""
     yield _answer(_TENANT_MISSING, [_absent(TENANT)])
+    alike: dict[int, list[str]] = {}
     for tenant, kind in kinds.items():
-        yield from _of_kind(profile, kind, [_equals(TENANT, tenant)])
+        alike.setdefault(id(kind), []).append(tenant)
+    for tenants in alike.values():
+        for start in range(0, len(tenants), _TOGETHER):
+            some = tenants[start : start + _TOGETHER]
+            yield from _of_kind(profile, kinds[some[0]], [_one_of(TENANT, some)])
     yield _answer(_TENANT_UNKNOWN, [])
 
 
@@ -184,6 +191,15 @@ def _route(match: list[components.HeaderMatcher]) -> components.Route:
 def _equals(header: str, value: str) -> components.HeaderMatcher:
     matcher = components.HeaderMatcher(name=header)
     matcher.string_match.exact = value
+    return matcher
+
+
+def _one_of(header: str, values: list[str]) -> components.HeaderMatcher:
+    """`values` are names of resources: of what they may hold, only the dot means more."""
+    if len(values) == 1:
+        return _equals(header, values[0])
+    matcher = components.HeaderMatcher(name=header)
+    matcher.string_match.safe_regex.regex = "|".join(v.replace(".", "\\.") for v in values)
     return matcher
 
 
