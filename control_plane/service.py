@@ -85,9 +85,9 @@ class Replica:
         )
         self.discovery.proxies = self.proxies
         self.rollouts = Rollouts(
-            store, self.catalog, self.changes, clock, self.name, lambda: self._direction.observe()
+            store, self.catalog, self.changes, clock, self.name, lambda: self.direction.observe()
         )
-        self._direction = Direction(
+        self.direction = Direction(
             self.name,
             store,
             self.catalog,
@@ -110,7 +110,7 @@ class Replica:
             rng,
         )
         self.metrics = Metrics()
-        for source in (self.discovery, self.proxies, self._direction):
+        for source in (self.discovery, self.proxies, self.direction):
             self.metrics.watch(source.samples)
         self.metrics.watch(self._samples)
         self.port = 0
@@ -124,10 +124,10 @@ class Replica:
             locator,
             clock,
             StatusSources(
-                election=self._direction.election,
+                election=self.direction.election,
                 directives=self.directives,
-                replicas=self._direction.replicas,
-                registry=self._direction.registry,
+                replicas=self.direction.replicas,
+                registry=self.direction.registry,
                 rollouts=self.rollouts,
             ),
         )
@@ -145,15 +145,15 @@ class Replica:
         )
         self.discovery.add_to(self._server)
         self.proxies.add_to(self._server)
-        self._direction.add_to(self._server)
+        self.direction.add_to(self._server)
         self.port = _listen(self._server, self._settings.listen, self._identity)
         await self._server.start()
-        self._direction.start(self._advertised())
+        self.direction.start(self._advertised())
         log.info("serving", replica=self.name, listen=self._settings.listen, port=self.port)
 
     async def close(self) -> None:
         """End streams with a word, let calls in progress finish, let go of the store."""
-        await self._direction.close()
+        await self.direction.close()
         await self.proxies.close()
         await self.discovery.close()
         if self._server is not None:
