@@ -118,7 +118,8 @@ def directive_for(state: State, node: str) -> Directive:
         number=state.numbers.get(node, state.number),
         shares=state.shares.get(edge, {}),
         shed=state.shed.get(edge, {}),
-        drains={region: drain.percent for region, drain in state.drains.items()},
+        # Whole percents: a slow drain is not worth a push to every node each second.
+        drains={region: float(round(drain.percent)) for region, drain in state.drains.items()},
         overrides={region: drain.override_revision for region, drain in state.drains.items()},
         down=tuple(sorted(r for r, verdict in state.verdicts.items() if not verdict.up)),
         quotas={t: q.given[node] for t, q in state.quotas.items() if node in q.given},
