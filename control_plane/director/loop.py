@@ -11,6 +11,7 @@ import asyncio
 from control_plane import keys
 from control_plane.catalog import Catalog
 from control_plane.changes.apply import Changes
+from control_plane.changes.errors import RULES
 from control_plane.changes.plan import Wanted
 from control_plane.changes.rollouts import Rollouts
 from control_plane.director import state as states
@@ -173,7 +174,9 @@ class Director:
         """Paced restores that have arrived: their overrides go, as a change like any other."""
         for name, revision in decided.finished.items():
             wanted = Wanted(
-                removes=(Key("Override", name),), reason="the paced restore is complete"
+                removes=(Key("Override", name),),
+                force=RULES,  # it moves nothing any more
+                reason="the paced restore is complete",
             )
             author = f"control/{self._replica}"
             # An operator may have put another in its place a moment ago: that one stays.
