@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 from collections.abc import Callable, Iterable
 from random import Random
 
+from msgspec import Struct
+
 from edge_node.settings import EdgeSettings
 from runtime.clock import Clock
 from runtime.identity import Identity
 from runtime.metrics import Sample
+from topology.directive import Directive
+from topology.quota import SETTLE_S
 from topology.snapshot import Snapshot
 from topology.wire.ads_client import AdsClient
+
+WATCH_EVERY_S = 1.0
+
+
+class Standing(Struct, frozen=True):
+    """Where a worker stands with the control plane; times by the monotonic clock."""
+
+    confirmed_at: float  # when a current replica last stood behind what is held; -inf: never
+    now: float
+    settled: bool  # one has for a while, so that whatever is newer has arrived
 
 
 class Agent:
@@ -26,8 +41,14 @@ class Agent:
         on_snapshot: Callable[[Snapshot], None],
         clock: Clock,
         rng: Random,
+        on_directive: Callable[[Directive], None],
+        on_standing: Callable[[Standing], None],
     ) -> None:
         self._settings = settings
+        self._clock = clock
+        self._on_standing = on_standing
+        self._current_since: float | None = None
+        self._task: asyncio.Task[None] | None = None
         self._worker = worker
         self._ads = AdsClient(
             settings.node_id(worker),
@@ -38,13 +59,18 @@ class Agent:
             clock,
             rng,
             settings.discovery,
+            on_directive,
         )
 
     def start(self) -> None:
         self._inherit()
         self._ads.start()
+        self._task = asyncio.create_task(self._watch_forever(), name="agent")
 
     async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         await self._ads.close()
 
     def samples(self) -> Iterable[Sample]:
@@ -59,6 +85,21 @@ class Agent:
             "Whether its configuration may be out of date.",
             status.stale,
         )
+
+    def standing(self) -> Standing:
+        """Where this worker stands with the control plane now."""
+        status, now = self._ads.status, self._clock.now()
+        if not status.connected or status.stale:
+            self._current_since = None
+        elif self._current_since is None:
+            self._current_since = now
+        settled = self._current_since is not None and now - self._current_since >= SETTLE_S
+        return Standing(status.confirmed_at, now, settled)
+
+    async def _watch_forever(self) -> None:
+        while True:
+            self._on_standing(self.standing())
+            await asyncio.sleep(WATCH_EVERY_S)
 
     def _inherit(self) -> None:
         """A worker that never ran starts from what the first one knows."""

@@ -56,6 +56,12 @@ class NotReady(TradewindError):
     retryable = True
 
 
+class ConfigurationStale(TradewindError):
+    """Nobody has confirmed the configuration for longer than the policy allows."""
+
+    retryable = True
+
+
 class WrongIdentity(TradewindError):
     """The certificate given to this edge was issued for somebody else."""
 

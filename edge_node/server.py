@@ -8,7 +8,7 @@ import gc
 from collections.abc import Iterable
 from random import Random
 
-from edge_node.agent import Agent
+from edge_node.agent import Agent, Standing
 from edge_node.errors import WrongIdentity
 from edge_node.forward.tunnels import MakeTunnel, OnChange, Tunnels
 from edge_node.front.app import EdgeApp
@@ -20,8 +20,10 @@ from runtime.clock import Clock, SystemClock
 from runtime.identity import Identity, Principal
 from runtime.metrics import Sample
 from runtime.shutdown import Shutdown
+from topology.directive import Directive
 from topology.overlay.tunnel import Tunnel
 from topology.snapshot import Snapshot
+from topology.wire.load_reporter import LoadReporter
 
 log = logs.get("edge")
 
@@ -57,7 +59,18 @@ class EdgeWorker:
             body_timeout_s=settings.body_timeout_ms / 1000,
             access_log=settings.log_level == "debug",
         )
-        self.agent = Agent(settings, worker, identity, self.use, clock, rng)
+        self.agent = Agent(
+            settings, worker, identity, self.use, clock, rng, self.direct, self._stand
+        )
+        self.reporter = LoadReporter(
+            settings.node_id(worker),
+            settings.control_plane,
+            lambda: identity,
+            self.app.figures.load,
+            lambda: self.app.quotas.asked,
+            clock,
+            rng,
+        )
         self.presence = Presence(
             settings, worker, identity, self.tunnels, lambda: self.app.serving.ready, clock, rng
         )
@@ -81,10 +94,22 @@ class EdgeWorker:
             log.warning("no EdgeSite has this edge's name", name=self._settings.name)
         log.info("configuration", revision=snapshot.revision, regions=len(snapshot.regions))
 
+    def direct(self, directive: Directive) -> None:
+        """Follow what the director tells this worker."""
+        self.app.direct(directive)
+
+    def _stand(self, standing: Standing) -> None:
+        serving = self.app.serving
+        policy = serving.snapshot.policy.staleness
+        serving.staleness.look(policy, standing.confirmed_at, standing.now)
+        if standing.settled:
+            self.app.confirm()
+
     async def start(self) -> None:
         """Take up the last good configuration, reach the regions, and only then listen."""
         self.agent.start()
         self.presence.start()
+        self.reporter.start()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.tunnels.all_connected(), LISTEN_AFTER_S)
         self._listener.start()
@@ -94,6 +119,7 @@ class EdgeWorker:
         """Finish what is under way, within the grace; then let everything go."""
         self._listener.stop_accepting()
         await self.presence.close()
+        await self.reporter.close()
         await self.app.drain(self._grace_s)
         await self._listener.stopped(1.0)
         await self.tunnels.close()

@@ -64,8 +64,7 @@ class Serving:
     def require_ready(self) -> None:
         if not self.ready:
             raise NotReady("This edge has no configuration yet; try again shortly.")
-        if self.staleness.refusal is not None:
-            raise self.staleness.refusal
+        self.staleness.check()
 
     def epoch(self, model: str) -> bytes:
         """Stands for the whole definition of a model: another definition, other answers."""

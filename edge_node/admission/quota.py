@@ -10,7 +10,6 @@ a limit costs one look into a dictionary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import ceil
 from random import Random
 from typing import Literal, TypeAlias
 
@@ -37,11 +36,6 @@ class OverLimit(TradewindError):
             f" Please try again in {retry_s:.3g} s."
         )
         self.retry_s = retry_s
-
-    @property
-    def retry_after(self) -> int:
-        """Whole seconds, for the header of that name (RFC 9110, 10.2.3)."""
-        return max(1, ceil(self.retry_s))
 
 
 class Bucket:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from edge_node.admission.quota import Quotas
 from edge_node.cache.exact import ExactCache
 from edge_node.figures import Figures, FirstToken
 from edge_node.forward.attempts import Forwarder
@@ -22,6 +23,7 @@ from edge_node.serving import Serving
 from runtime import logs
 from runtime.clock import Clock
 from runtime.metrics import Metrics, Sample
+from topology.directive import Directive
 from topology.snapshot import Snapshot
 from topology.wire.chat import ChatError
 
@@ -52,7 +54,9 @@ class EdgeApp:
         self.flights = Flights()
         self.metrics = Metrics()
         choice = Choice(edge, upstream.views, clock, rng)
-        self.serving = Serving(edge, Keyring(), choice)
+        self.quotas = Quotas(rng)
+        self.serving = Serving(edge, Keyring(), choice, self.quotas)
+        self._now = now
         forwarder = Forwarder(upstream, choice, self.figures, now)
         self._chat = Chat(
             self.serving, forwarder, self.flights, self.figures, clock, body_timeout_s
@@ -63,10 +67,22 @@ class EdgeApp:
         self._access_log = access_log
         self.metrics.watch(self.figures.samples)
         self.metrics.watch(self._samples)
+        self.metrics.watch(self.quotas.samples)
+        self.metrics.watch(self.serving.staleness.samples)
         self.metrics.registry.register(FirstToken(lambda: self.figures.first_token))
 
     def use(self, snapshot: Snapshot) -> None:
         self.serving.use(snapshot)
+        self.quotas.use(snapshot, self._now())
+
+    def direct(self, directive: Directive) -> None:
+        """Follow what the director tells this node."""
+        self.quotas.direct(directive, self._now())
+        self.serving.use_directive(directive)
+
+    def confirm(self) -> None:
+        """A current replica stands behind snapshot and directive: see `Quotas.confirm`."""
+        self.quotas.confirm(self._now())
 
     async def drain(self, grace_s: float) -> None:
         """Stop being ready; let what is under way finish for `grace_s`, then stop it."""

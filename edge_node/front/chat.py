@@ -90,6 +90,7 @@ class Chat:
         look, keep = _cache_control(headers.get("cache-control"))
         spelling = (tenant, hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest())
         now = self._forwarder.now()
+        serving.quotas.admit(tenant, now)
         if look:
             ready = serving.cache.reply(spelling, now)
             if ready is not None:

@@ -42,6 +42,8 @@ def health(serving: Serving, views: Views, *, draining: bool) -> Health:
         reasons.append("no configuration has been received, and none was found on disk")
     elif not any(regions.values()):
         reasons.append("no region is connected")
+    if serving.staleness.reason:
+        reasons.append(serving.staleness.reason)
     if draining:
         reasons.append("this edge is shutting down")
     revision = serving.snapshot.revision

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from math import ceil
+
+from edge_node.admission.quota import OverLimit
 from edge_node.errors import (
     AttemptsExhausted,
     BodyTooLarge,
+    ConfigurationStale,
     InvalidHeader,
     InvalidKey,
     NotReady,
@@ -42,6 +46,10 @@ def chat_error(error: TradewindError) -> ChatError:
             return _refusal(error)
         case AttemptsExhausted():
             return _exhausted(error)
+        case OverLimit():
+            return RateLimited(error)
+        case ConfigurationStale():
+            return _server(503, "configuration_stale", f"This edge is out of date: {error.message}")
         case NotReady():
             return _server(503, "not_ready", error.message)
         case _:
@@ -74,6 +82,16 @@ class MethodNotAllowed(ChatError):
         self.allow = allow
 
 
+class RateLimited(ChatError):
+    """The tenant is over its limit; `retry_s` says when a try may succeed."""
+
+    def __init__(self, error: OverLimit) -> None:
+        super().__init__(
+            429, error.message, type=_TYPES[429], code="rate_limit_exceeded", retryable=True
+        )
+        self.retry_s = error.retry_s
+
+
 def unknown_model(model: str) -> ChatError:
     shown = model if len(model) <= 128 else model[:127] + "…"
     return ChatError(
@@ -84,7 +102,11 @@ def unknown_model(model: str) -> ChatError:
 def headers(error: ChatError, http1: bool) -> list[tuple[str, str]]:
     """Headers that an error reply needs besides the usual ones."""
     out = []
-    if error.status in (429, 503):
+    if isinstance(error, RateLimited):
+        out.append(("retry-after", str(max(1, ceil(error.retry_s)))))
+        # OpenAI's own clients prefer it: it can be told apart below a second.
+        out.append(("retry-after-ms", str(ceil(error.retry_s * 1000))))
+    elif error.status in (429, 503):
         out.append(("retry-after", str(RETRY_AFTER_S)))
     if error.status == 401:
         out.append(("www-authenticate", "Bearer"))

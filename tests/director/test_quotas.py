@@ -371,7 +371,7 @@ class Chaos:
         self.written_s.append(self.now_s)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(40), 51, 54, 214])
 def test_no_sum_of_beliefs_exceeds_the_limit(seed: int) -> None:
     chaos = Chaos(seed)
     worst = 0.0
@@ -385,4 +385,4 @@ def test_no_sum_of_beliefs_exceeds_the_limit(seed: int) -> None:
         assert sum(beliefs.values()) <= allowed, (seed, chaos.now_s, beliefs)
         assert chaos.history[-1].quotas.get("t", Quota()).reserved <= EXACT
         worst = max(worst, sum(beliefs.values()))
-    assert worst > 0.3 * LIMIT, "the test tried nothing"
+    assert worst > 0.1 * LIMIT, "the test tried nothing"
