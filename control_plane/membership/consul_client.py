@@ -129,6 +129,8 @@ class ConsulClient:
                 if self._token == used:
                     raise
                 return await self._once(begin, timeout_s)
+        except CannotOpenRegistry as error:  # the token's file is gone
+            raise RegistryUnavailable(str(error)) from error
         except TimeoutError as error:
             raise RegistryUnavailable(f"Consul at {self._where} did not answer in time") from error
         except aiohttp.ClientError as error:
