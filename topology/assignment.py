@@ -58,7 +58,8 @@ def assign(
     texts = sorted({c for edge in edges for c, value in demand[edge].items() if value > 0})
     if not edges or not regions:
         whole = {e: {c: 1.0 for c, v in demand[e].items() if v > 0} for e in edges}
-        return Assignment({}, whole, dict.fromkeys(regions, 0.0), {})
+        nowhere: Shares = {e: {c: {} for c in whole[e]} for e in edges}
+        return Assignment(nowhere, whole, dict.fromkeys(regions, 0.0), {})
     groups = _Groups.of(demand, edges, texts)
     slices = list(_slices(regions, limits or {}))
     lines, which = _lines(cost_ms, edges, regions)
