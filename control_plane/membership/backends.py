@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from control_plane.membership.base import Registry
@@ -20,10 +21,12 @@ def open_registry(
     *,
     replica: str = "",
     listen: str = "",
+    ready: Callable[[], bool] = lambda: True,
 ) -> Registry:
     """Build it in a running event loop. Raises `CannotOpenRegistry`.
 
-    `replica` and `listen` (host:port) are how this replica registers itself in Consul.
+    `replica` and `listen` (host:port) are how this replica registers itself in Consul, and `ready`
+    what its health check there is told.
     """
     if settings.backend == "leases":
         return LeaseRegistry(store, clock, rng, settings.ttl_s)
@@ -35,4 +38,4 @@ def open_registry(
             hint="pip install 'tradewind[consul]'",
         ) from error
     own = Replica(replica, listen) if replica else None
-    return ConsulRegistry(settings.consul, clock, rng, settings.ttl_s, own)
+    return ConsulRegistry(settings.consul, clock, rng, settings.ttl_s, own, ready)

@@ -13,7 +13,7 @@ where it is alive counts. Consul knows no leases: `lease` is always 0.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -24,7 +24,8 @@ from control_plane.director.observed import Member
 from control_plane.membership import consul_catalog as catalog
 from control_plane.membership.base import Listener
 from control_plane.membership.consul_client import ConsulClient
-from control_plane.membership.errors import MemberLost, RegistryUnavailable
+from control_plane.membership.errors import CannotOpenRegistry, MemberLost, RegistryUnavailable
+from control_plane.membership.health import HealthEndpoint
 from control_plane.membership.settings import ConsulSettings
 from control_plane.store.base import StoreStatus
 from runtime import logs
@@ -60,14 +61,17 @@ class ConsulRegistry:
         rng: Random,
         ttl_s: float = 15.0,
         replica: Replica | None = None,
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Raises `CannotOpenRegistry`."""
+        """`ready`: what the gRPC health check of `replica` is told. Raises `CannotOpenRegistry`."""
         self._settings = settings
         self._clock = clock
         self._rng = rng
         self._ttl_s = ttl_s
         self._replica = replica
         self._client = ConsulClient(settings)
+        health = settings.health if replica is not None else None
+        self._health = HealthEndpoint(health, ready) if health is not None else None
         self._of_service: dict[str, dict[str, Member]] = {}
         self._members: Mapping[str, Member] = MappingProxyType({})
         services = [self._service(role) for role in ("edge", "core")]
@@ -102,11 +106,9 @@ class ConsulRegistry:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._replica is not None and self._status.available:
-            try:
-                async with asyncio.timeout(_LEAVE_S):
-                    await self._client.deregister(_id_of(self._replica))
-            except (RegistryUnavailable, TimeoutError) as error:
-                log.info("the replica's entry stays until it lapses", reason=str(error))
+            await self._withdraw(self._replica)
+        if self._health is not None:
+            await self._health.close()
         await self._client.close()
 
     async def register(self, member: Member, lease: int = 0) -> int:
@@ -179,12 +181,23 @@ class ConsulRegistry:
                 await self._counted(self._present(replica))
             except RegistryUnavailable:
                 pause_s = min(pause_s, _RETRY_MAX_S)
+            except CannotOpenRegistry as error:  # the health service's address: it may get free
+                log.error("this replica cannot be checked", reason=str(error))
             except Exception:  # the task's outermost edge
                 log.exception("registering this replica failed")
             await asyncio.sleep(pause_s)
 
+    async def _withdraw(self, replica: Replica) -> None:
+        try:
+            async with asyncio.timeout(_LEAVE_S):
+                await self._client.deregister(_id_of(replica))
+        except (RegistryUnavailable, TimeoutError) as error:
+            log.info("the replica's entry stays until it lapses", reason=str(error))
+
     async def _present(self, replica: Replica) -> None:
         node, health = _id_of(replica), self._settings.health
+        if self._health is not None and not self._health.serving:
+            await self._health.start()
         if health is None:
             if await self._client.update(node, catalog.PASSING, "the replica runs"):
                 return

@@ -30,21 +30,26 @@ class HealthEndpoint(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
+    @property
+    def serving(self) -> bool:
+        return self._server is not None
+
     async def start(self) -> None:
         """Raises `CannotOpenRegistry` where the address is taken."""
-        self._server = grpc.aio.server(
+        server = grpc.aio.server(
             options=[*server_options(), ("grpc.max_concurrent_streams", 16)],
             maximum_concurrent_rpcs=64,
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self, server)
         try:
-            self.port = self._server.add_insecure_port(self._address)
+            self.port = server.add_insecure_port(self._address)
         except RuntimeError as error:
             raise CannotOpenRegistry(
                 f"cannot listen on {self._address} for health checks: {error}",
                 hint="`membership.consul.health` names the address",
             ) from error
-        await self._server.start()
+        await server.start()
+        self._server = server
 
     async def close(self) -> None:
         if self._server is not None:

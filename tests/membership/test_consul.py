@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import grpc.aio
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from control_plane.membership.consul import ConsulRegistry, Replica
 from control_plane.membership.errors import CannotOpenRegistry, RegistryUnavailable
@@ -23,14 +25,20 @@ from tests.control_plane.mesh import Mesh, until
 from tests.membership.replicas import Replica as Serving
 from tests.membership.replicas import core_report, node
 from tests.membership.worlds import core, deregister_all
+from tests.store.worlds import free_ports
 
 SETTINGS = MembershipSettings(ttl_s=3.0, interval_s=0.2)
 
 
-def registry(address: str, replica: Replica | None = None, **more: Any) -> ConsulRegistry:
+def registry(
+    address: str,
+    replica: Replica | None = None,
+    ready: Callable[[], bool] = lambda: True,
+    **more: Any,
+) -> ConsulRegistry:
     asked = {"wait_s": 5.0, "pause_s": 0.02, "call_timeout_s": 1.0} | more
     settings = ConsulSettings(address=address, **asked)
-    return ConsulRegistry(settings, SystemClock(), Random(1), SETTINGS.ttl_s, replica)
+    return ConsulRegistry(settings, SystemClock(), Random(1), SETTINGS.ttl_s, replica, ready)
 
 
 @contextlib.asynccontextmanager
@@ -133,20 +141,32 @@ async def test_an_agent_that_freezes_is_away_and_then_back(own_agent: ConsulAgen
 async def test_a_replica_is_checked_over_grpc(consul: ConsulAgent) -> None:
     await deregister_all(consul)
     ready = [True]
-    health = HealthEndpoint("127.0.0.1:0", lambda: bool(ready))
-    await health.start()
-    replica = Replica("cp-7", "127.0.0.1:7407")
-    made = registry(consul.address, replica, health=f"127.0.0.1:{health.port}")
+    replica, health = Replica("cp-7", "127.0.0.1:7407"), f"127.0.0.1:{free_ports(1)[0].client}"
+    made = registry(consul.address, replica, ready=lambda: bool(ready), health=health)
+    async with following(made):
+        await until_check(consul, "tradewind-control", "control/cp-7", "passing")
+        check = await check_of(consul, "tradewind-control", "control/cp-7")
+        assert check["Type"] == "grpc" and check["service"]["Port"] == 7407
+        ready.clear()
+        await until_check(consul, "tradewind-control", "control/cp-7", "critical")
+    await until_check(consul, "tradewind-control", "control/cp-7", "absent")
+
+
+async def test_the_health_service_tells_nothing_else() -> None:
+    endpoint = HealthEndpoint("127.0.0.1:0", lambda: True)
+    await endpoint.start()
     try:
-        async with following(made):
-            await until_check(consul, "tradewind-control", "control/cp-7", "passing")
-            check = await check_of(consul, "tradewind-control", "control/cp-7")
-            assert check["Type"] == "grpc" and check["service"]["Port"] == 7407
-            ready.clear()
-            await until_check(consul, "tradewind-control", "control/cp-7", "critical")
-        await until_check(consul, "tradewind-control", "control/cp-7", "absent")
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.port}") as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            request = health_pb2.HealthCheckRequest
+            assert (await stub.Check(request())).status == health_pb2.HealthCheckResponse.SERVING
+            with pytest.raises(grpc.aio.AioRpcError, match="no such service"):
+                await stub.Check(request(service="etcd"))
+            taken = HealthEndpoint(f"127.0.0.1:{endpoint.port}", lambda: True)
+            with pytest.raises(CannotOpenRegistry, match="health"):
+                await taken.start()
     finally:
-        await health.close()
+        await endpoint.close()
 
 
 async def test_a_token_is_needed_read_and_read_again(consul_binary: Path, tmp_path: Path) -> None:
