@@ -230,7 +230,11 @@ def _place(city: City, jurisdiction: str) -> dict[str, Any]:
 
 def _region_spec(region: RegionSite) -> dict[str, Any]:
     place = _place(region.city, region.jurisdiction)
-    return place | {"cores": [region.overlay], "capacity_tokens_per_s": 100}
+    return place | {
+        "cores": [region.overlay],
+        "capacity_tokens_per_s": 100,
+        "endpoints": [region.http],
+    }
 
 
 def _edge_spec(edge: EdgePlace) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Peer:
     def __init__(self, *, delta: bool, known: dict[str, Any] | None = None) -> None:
         self.delta = delta
         self.session = ProxySession(
-            "proxy/p", Principal("proxy", "p"), PROFILE, "cp-1", 5.0, delta=delta
+            "proxy/p", Principal("proxy", "p"), PROFILE, "cp-1", 0.0, 5.0, delta=delta
         )
         self.now_s = 0.0
         self.held: dict[str, dict[str, bytes]] = {url: {} for url in TYPES}
@@ -87,6 +87,10 @@ class Peer:
         else:
             self.held[url] = {str(i): a.value for i, a in enumerate(response.resources)}
         self._answer(response)
+
+    @property
+    def waiting(self) -> bool:
+        return self.session.waits
 
     def refuse(self, response: Any, reason: str = "no such thing") -> None:
         self._answer(response, reason)
@@ -196,7 +200,7 @@ def test_make_before_break(peer: Peer) -> None:
     assert peer.next(after) is None, "routes wait for the clusters"
     peer.accept(clusters)
     assert peer.next(after) is None, "and for their endpoints"
-    assert peer.session.waits
+    assert peer.waiting
     peer.ask(ENDPOINTS, *sorted({*peer.names[ENDPOINTS], new}))
     endpoints = peer.next(after)
     assert endpoints.type_url == ENDPOINTS
@@ -265,7 +269,7 @@ def test_routes_to_a_refused_cluster_are_never_sent(peer: Peer) -> None:
     for now_s in (0.0, WARM_S, 10 * WARM_S):
         peer.now_s = now_s
         assert peer.next(after) is None
-    assert not peer.session.waits
+    assert not peer.waiting
 
 
 def test_a_refusal_is_noted_and_not_repeated(peer: Peer) -> None:
@@ -374,7 +378,7 @@ def test_a_name_that_does_not_exist_is_denied() -> None:
 def test_who_comes_back_with_the_same_is_not_sent_it_again() -> None:
     there = bundle()
     peer = started(Peer(delta=True), there)
-    versions = {n: p.version for n, p in there.resources[CLUSTER].items()}
+    versions = {n: f"{p.version}.3" for n, p in there.resources[CLUSTER].items()}
     back = Peer(delta=True, known={CLUSTER: versions})
     back.ask(CLUSTER)
     assert not back.next(there).resources
@@ -391,6 +395,28 @@ def test_who_comes_back_with_the_same_is_not_sent_it_again() -> None:
     stale = Peer(delta=False, known={CLUSTER: "another"})
     stale.ask(CLUSTER)
     assert stale.next(there) is not None
+
+
+@pytest.mark.parametrize("delta", [True, False])
+def test_nobody_is_sent_back_by_a_replica_that_is_behind(delta: bool) -> None:
+    newer = {"batch:dubai": "feed.99"} if delta else "feed.99"
+    peer = Peer(delta=delta, known={CLUSTER: newer})
+    peer.ask(CLUSTER)
+    there = bundle()
+    assert there.revision < 99
+    assert peer.next(there) is None
+    assert peer.waiting, "it may catch up soon"
+    peer.now_s = 60.0
+    assert peer.session.next_response(there, peer.now_s, stale=True) is None
+    assert not peer.waiting, "until the store is back"
+    assert peer.next(there) is not None, "the store says so: it was restored from a backup"
+
+
+@pytest.mark.parametrize("text", ["", ".", "x.", "x.-1", "x.٣", "x." + "9" * 30, "a.b.c"])
+def test_versions_that_are_not_ours(text: str) -> None:
+    peer = Peer(delta=True, known={CLUSTER: {"a": text}})
+    peer.ask(CLUSTER)
+    assert peer.next(bundle()) is not None
 
 
 def test_types_that_are_not_served_are_answered_once(peer: Peer) -> None:

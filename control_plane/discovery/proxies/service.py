@@ -162,10 +162,11 @@ class ProxyDiscovery:
         if not self._translations.published:
             self._publish()
         await self._admit()
+        now_s, wall_s = self._clock.now(), self._clock.wall()
         session = ProxySession(
-            node_id, principal, profile, self._replica, self._clock.wall(), delta=delta
+            node_id, principal, profile, self._replica, now_s, wall_s, delta=delta
         )
-        session.receive(first, self._clock.wall())
+        session.receive(first, wall_s)
         self._bundle(session)
         stream = _Stream(session)
         number = self._enter(stream)
@@ -241,7 +242,9 @@ class ProxyDiscovery:
         session = stream.session
         while not stream.ended:
             stream.woken.clear()
-            response = session.next_response(self._bundle(session), self._clock.now())
+            stale = self._catalog.view.stale_since_s is not None
+            bundle, now_s = self._bundle(session), self._clock.now()
+            response = session.next_response(bundle, now_s, stale=stale)
             if response is not None:
                 self._pushes += 1
                 await context.write(response)

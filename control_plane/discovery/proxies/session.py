@@ -18,7 +18,13 @@ from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
 from control_plane.discovery.errors import InvalidSubscription
 from control_plane.discovery.proxies.node import Profile
-from control_plane.discovery.proxies.subscription import ALL, InFlight, Subscription, digest
+from control_plane.discovery.proxies.subscription import (
+    ALL,
+    InFlight,
+    Subscription,
+    digest,
+    to_wire,
+)
 from control_plane.discovery.proxies.translation import (
     CLUSTER,
     ENDPOINTS,
@@ -28,7 +34,7 @@ from control_plane.discovery.proxies.translation import (
     Bundle,
     Packed,
 )
-from control_plane.discovery.session import Nack
+from control_plane.discovery.session import CATCH_UP_S, Nack
 from runtime.identity import Principal
 
 # A proxy that does not take up the endpoints of a new cluster gets its routes all the same.
@@ -47,6 +53,7 @@ class ProxySession:
         principal: Principal,
         profile: Profile,
         replica: str,
+        now_s: float,
         wall_s: float,
         *,
         delta: bool,
@@ -62,7 +69,7 @@ class ProxySession:
         self.unsupported: dict[str, None] = {}
         self.acked_directive = 0  # proxies are told none
         self.staged = False  # served the snapshot of before the rollout that is under way
-        self.waits = False  # for a proxy to warm up: ask again within `WARM_S`
+        self.waits = False  # for the proxy or for this replica: ask again within `WARM_S`
         self._delta = delta
         self._replica = replica
         self._types: dict[str, Subscription] = {}
@@ -70,6 +77,8 @@ class ProxySession:
         self._nonces = 0
         self._unknown: list[str] = []  # types to be answered
         self._unknown_names: dict[str, list[str]] = {}
+        self._came_with = 0  # the newest revision of what it had when it came
+        self._catch_up_until_s = now_s + CATCH_UP_S
         self._waiting_since_s: float | None = None
         self._nacked: str = ""  # the type of `nack`
 
@@ -93,6 +102,8 @@ class ProxySession:
             held.ask_delta(request, first=first, everything=everything)
         elif not stale:
             held.ask_whole(request, first=first, everything=everything, repeated=repeated)
+        if first:
+            self._came_with = max(self._came_with, held.came_with)
 
     def leave(self, wall_s: float) -> None:
         """The stream is over; what is remembered of it is small."""
@@ -105,12 +116,14 @@ class ProxySession:
         sent = [s.in_flight.sent_s for s in self._types.values() if s.in_flight]
         return now_s - min(sent) if sent else 0.0
 
-    def next_response(self, bundle: Bundle, now_s: float) -> bytes | None:
-        """What to send now, serialised, or None."""
+    def next_response(self, bundle: Bundle, now_s: float, *, stale: bool = False) -> bytes | None:
+        """What to send now, serialised, or None. `stale`: this replica does not reach its store."""
         self.waits = False
         self.staged = bundle.staged
         if self._unknown:
             return self._answer_unknown(self._unknown.pop(0))
+        if self._would_go_back(bundle, now_s, stale=stale):
+            return None
         for url in TYPES:
             held = self._types.get(url)
             if held is None or held.in_flight is not None:
@@ -126,6 +139,17 @@ class ProxySession:
             return self._send(url, held, target, digested, bundle, now_s)
         self._note_settled(bundle)
         return None
+
+    def _would_go_back(self, bundle: Bundle, now_s: float, *, stale: bool) -> bool:
+        """A proxy that comes from a fresher replica keeps what it has, until this one has caught
+        up; or in the end, if it reaches its store, because that was restored."""
+        if bundle.revision >= self._came_with:
+            return False
+        if stale or now_s < self._catch_up_until_s:
+            self.waits = not stale
+            return True
+        self._came_with = 0
+        return False
 
     def _there(self, bundle: Bundle, url: str) -> Mapping[str, Packed]:
         """What there is of a type, with the clusters that only its old routes still name."""
@@ -179,7 +203,7 @@ class ProxySession:
         self._nonces += 1
         nonce = f"{bundle.revision}.{self._nonces}"
         write = self._delta_response if self._delta else self._whole_response
-        response = write(url, held, target, digested)
+        response = write(url, held, target, bundle.revision)
         response.type_url = url
         response.nonce = nonce
         response.control_plane.identifier = self._replica
@@ -192,21 +216,21 @@ class ProxySession:
         return bytes(response.SerializeToString())
 
     def _whole_response(
-        self, url: str, _held: Subscription, target: dict[str, Packed], digested: str
+        self, url: str, _held: Subscription, target: dict[str, Packed], revision: int
     ) -> Any:
-        response = discovery.DiscoveryResponse(version_info=digested)
+        response = discovery.DiscoveryResponse(version_info=to_wire(digest(target), revision))
         for packed in target.values():
             response.resources.add(type_url=url, value=packed.value)
         return response
 
     def _delta_response(
-        self, url: str, held: Subscription, target: dict[str, Packed], digested: str
+        self, url: str, held: Subscription, target: dict[str, Packed], revision: int
     ) -> Any:
-        response = discovery.DeltaDiscoveryResponse(system_version_info=digested)
+        response = discovery.DeltaDiscoveryResponse(system_version_info=str(revision))
         for name, packed in target.items():
             if held.held.get(name) == packed.version and name not in held.asked_anew:
                 continue
-            entry = response.resources.add(name=name, version=packed.version)
+            entry = response.resources.add(name=name, version=to_wire(packed.version, revision))
             entry.resource.type_url = url
             entry.resource.value = packed.value
         gone = dict.fromkeys(name for name in held.held if name not in target)

@@ -44,12 +44,15 @@ class Subscription:
         self.owed = True  # an answer is expected even if there is nothing new
         self.asked_anew: dict[str, None] = {}  # names that a delta response must give or deny
         self._known = ""  # the digest that it says it holds, from before this stream
+        self.came_with = 0  # the revision of what it says it holds, from before this stream
 
     def ask_delta(self, request: Any, *, first: bool, everything: bool) -> None:
         """Take a DeltaDiscoveryRequest's names. `everything`: what it asks for if it names none."""
         named = list(request.resource_names_subscribe)
         if first:
-            self.held = dict(request.initial_resource_versions)
+            said = request.initial_resource_versions
+            self.held = {name: of_wire(version)[0] for name, version in said.items()}
+            self.came_with = max((of_wire(v)[1] for v in said.values()), default=0)
             self.wildcard = everything and not named
             if len(self.held) > NAMES_MAX:
                 raise InvalidSubscription(f"more than {NAMES_MAX} resources of one type")
@@ -68,7 +71,7 @@ class Subscription:
         self.wildcard = (everything or was_wildcard) and not named and not before
         self._want(named)
         if first:
-            self._known = request.version_info
+            self._known, self.came_with = of_wire(request.version_info)
         elif repeated and self.names == before and self.wildcard == was_wildcard:
             self.owed = True  # the same again: it dropped what it held, and asks anew
         elif any(name not in before for name in self.names):
@@ -132,6 +135,18 @@ class Subscription:
         if self.in_flight is not None or self.owed or len(self.held) != len(target):
             return False
         return all(self.held.get(name) == packed.version for name, packed in target.items())
+
+
+def to_wire(version: str, revision: int) -> str:
+    """A version as proxies keep it: what it is a version of, and from when."""
+    return f"{version}.{revision}"
+
+
+def of_wire(text: str) -> tuple[str, int]:
+    """The reverse of `to_wire`; of anything else, revision 0."""
+    version, _, revision = text.partition(".")
+    good = revision.isascii() and revision.isdigit() and len(revision) < 20
+    return version, int(revision) if good else 0
 
 
 def digest(target: Mapping[str, Packed]) -> str:
