@@ -33,6 +33,7 @@ from runtime import logs, metrics
 from runtime.clock import Clock, SystemClock
 from runtime.errors import TradewindError
 from runtime.identity import Identity
+from runtime.identity_watch import IdentityWatch
 from runtime.metrics import Metrics, Sample
 from runtime.shutdown import Shutdown
 from topology.wire.channel import server_credentials, server_options
@@ -55,7 +56,8 @@ class Replica:
     def __init__(self, settings: ControlSettings, store: Store, clock: Clock, rng: Random) -> None:
         """Raises `IdentityError`, `CannotServe`, and what `open_locator` raises."""
         self._settings = settings
-        self._identity = Identity.load(settings.identity)
+        self.identities = IdentityWatch(Identity.load(settings.identity), clock)
+        self._identity = self.identities.current
         if self._identity.principal.role != ROLE:
             raise CannotServe(
                 f"{self._identity.principal} is no identity for a control-plane replica",
@@ -110,7 +112,7 @@ class Replica:
             rng,
         )
         self.metrics = Metrics()
-        for source in (self.discovery, self.proxies, self.direction):
+        for source in (self.discovery, self.proxies, self.direction, self.identities):
             self.metrics.watch(source.samples)
         self.metrics.watch(self._samples)
         self.port = 0
@@ -135,6 +137,7 @@ class Replica:
 
     async def start(self) -> None:
         """Serve, whether the store answers or not."""
+        self.identities.start()
         self.catalog.start()
         self.directives.start()
         self.discovery.start()
@@ -161,6 +164,7 @@ class Replica:
         await self.directives.close()
         await self.catalog.close()
         await self.store.close()
+        await self.identities.close()
 
     def _advertised(self) -> str:
         settings = self._settings

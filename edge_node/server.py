@@ -18,6 +18,7 @@ from edge_node.settings import EdgeSettings
 from runtime import logs
 from runtime.clock import Clock, SystemClock
 from runtime.identity import Identity, Principal
+from runtime.identity_watch import IdentityWatch
 from runtime.metrics import Sample
 from runtime.shutdown import Shutdown
 from topology.directive import Directive
@@ -42,7 +43,8 @@ class EdgeWorker:
 
     def __init__(self, settings: EdgeSettings, worker: int, clock: Clock, rng: Random) -> None:
         loop = asyncio.get_running_loop()
-        identity = Identity.load(settings.identity)
+        self.identities = IdentityWatch(Identity.load(settings.identity), clock)
+        identity = self.identities.current
         expected = Principal("edge", settings.name)
         if identity.principal != expected:
             raise WrongIdentity(identity.principal, expected)
@@ -82,6 +84,8 @@ class EdgeWorker:
             http2=settings.http2,
             max_connections=settings.max_connections,
         )
+        self.identities.on_change(self.tunnels.renew)
+        self.app.metrics.watch(self.identities.samples)
         self.app.metrics.watch(self.agent.samples)
         self.app.metrics.watch(self.presence.samples)
         self.app.metrics.watch(self._tunnel_samples)
@@ -107,6 +111,7 @@ class EdgeWorker:
 
     async def start(self) -> None:
         """Take up the last good configuration, reach the regions, and only then listen."""
+        self.identities.start()
         self.agent.start()
         self.presence.start()
         self.reporter.start()
@@ -124,6 +129,7 @@ class EdgeWorker:
         await self._listener.stopped(1.0)
         await self.tunnels.close()
         await self.agent.close()
+        await self.identities.close()
 
     def _tunnel_samples(self) -> Iterable[Sample]:
         for status in self.tunnels.statuses():
@@ -146,7 +152,13 @@ def _tunnel_maker(
 ) -> MakeTunnel:
     def make(region: str, address: str, on_change: OnChange) -> Tunnel:
         return Tunnel(
-            region, address, identity, clock, settings.overlay, rng=rng, on_change=on_change
+            region,
+            address,
+            identity.newest,
+            clock,
+            settings.overlay,
+            rng=rng,
+            on_change=on_change,
         )
 
     return make

@@ -24,6 +24,7 @@ from region_core.settings import CoreSettings
 from runtime import logs
 from runtime.clock import Clock, SystemClock
 from runtime.identity import Identity
+from runtime.identity_watch import IdentityWatch
 from runtime.metrics import Metrics, Sample
 from runtime.shutdown import Shutdown
 from topology.overlay.server import OverlayServer
@@ -42,7 +43,8 @@ class Core:
 
     def __init__(self, settings: CoreSettings, engine: Engine, clock: Clock, rng: Random) -> None:
         self._settings = settings
-        self._identity = Identity.load(settings.identity)
+        self.identities = IdentityWatch(Identity.load(settings.identity), clock)
+        self._identity = self.identities.current
         if self._identity.principal.role != "core":
             raise WrongRole(str(self._identity.principal))
         self._clock = clock
@@ -57,6 +59,7 @@ class Core:
         self._member = _register(settings, self._identity, self.presence, clock, rng)
         self._ids = _RequestIds(rng)
         self.metrics.watch(self._samples)
+        self.metrics.watch(self.identities.samples)
 
     async def start(self) -> None:
         settings = self._settings
@@ -69,6 +72,8 @@ class Core:
             settings=settings.overlay_server,
             clock=self._clock,
         )
+        self.identities.on_change(self.overlay.use)
+        self.identities.start()
         if settings.http is not None:
             app = HttpApp(
                 self.service, settings.region, self._clock, self.metrics.expose, self._ids.next
@@ -99,6 +104,7 @@ class Core:
             await self.http.stop()
         if self._ads is not None:
             await self._ads.close()
+        await self.identities.close()
 
     def presence(self) -> Report:
         """What this core says of itself in its heartbeats."""

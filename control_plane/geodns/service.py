@@ -28,6 +28,7 @@ from runtime import logs, metrics
 from runtime.clock import Clock, SystemClock
 from runtime.errors import TradewindError
 from runtime.identity import Identity
+from runtime.identity_watch import IdentityWatch
 from runtime.metrics import Metrics, Sample
 from runtime.shutdown import Shutdown
 from topology.snapshot import Snapshot
@@ -46,6 +47,8 @@ class SnapshotSource(Protocol):
 
     async def close(self) -> None: ...
 
+    def samples(self) -> Iterable[Sample]: ...
+
     @property
     def connected(self) -> bool: ...
 
@@ -57,6 +60,9 @@ class DiskSource:
         self._path = path
         self._on_snapshot = on_snapshot
         self.connected = False
+
+    def samples(self) -> Iterable[Sample]:
+        return ()
 
     def start(self) -> None:
         """Raises `DamagedSnapshot`, or `TradewindError` where there is no file."""
@@ -84,10 +90,11 @@ class ControlPlaneSource:
                 "`control_plane` is set, but no `identity`",
                 hint="`tradewind pki issue dns/<name>` makes one",
             )
+        self._identities = IdentityWatch(Identity.load(settings.identity), clock)
         self._client = AdsClient(
             settings.node_id,
             settings.control_plane,
-            Identity.load(settings.identity),
+            self._identities.current,
             settings.last_good,
             on_snapshot,
             clock,
@@ -95,10 +102,15 @@ class ControlPlaneSource:
         )
 
     def start(self) -> None:
+        self._identities.start()
         self._client.start()
 
     async def close(self) -> None:
         await self._client.close()
+        await self._identities.close()
+
+    def samples(self) -> Iterable[Sample]:
+        return self._identities.samples()
 
     @property
     def connected(self) -> bool:
@@ -142,6 +154,7 @@ class DnsService:
             pages = {"/metrics": self._metrics, "/healthz": _alive, "/readyz": self._ready}
             self.exposition = Exposition(settings.metrics, pages)
         self._source = source(settings, self._new_snapshot, clock, rng)
+        self.metrics.watch(self._source.samples)
 
     async def start(self, shutdown: Shutdown) -> None:
         """Start the parts, each closed by `shutdown` in the reverse order."""

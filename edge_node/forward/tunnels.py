@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from edge_node.forward.upstream import Exchange
 from runtime import logs
+from runtime.identity import Identity
 from topology.overlay.errors import PathDown
 from topology.overlay.frames import Request
 from topology.overlay.tunnel import Tunnel, TunnelStatus
@@ -109,6 +110,14 @@ class Tunnels:
             self._retire(road.coming)
         self._views_until = 0.0
         self._news.set()
+
+    def renew(self, identity: Identity) -> None:
+        """Show this identity from the next connection of each tunnel on; those that are there
+        stay. Raises `IdentityError` when it is unusable."""
+        for road in self._roads.values():
+            for tunnel in (road.tunnel, road.coming):
+                if tunnel is not None:
+                    tunnel.use(identity)
 
     def statuses(self) -> list[TunnelStatus]:
         return [r.tunnel.status for r in self._roads.values() if r.tunnel is not None]

@@ -38,7 +38,9 @@ def client_options() -> Options:
 
 
 def client_credentials(identity: Identity) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(identity.ca_pem, identity.key_pem, identity.certificate_pem)
+    """Of the identity's newest files: a channel opened later shows what was renewed meanwhile."""
+    newest = identity.newest
+    return grpc.ssl_channel_credentials(newest.ca_pem, newest.key_pem, newest.certificate_pem)
 
 
 def open_channel(endpoint: str, identity: Identity) -> grpc.aio.Channel:
@@ -63,9 +65,30 @@ def server_options() -> Options:
 
 
 def server_credentials(identity: Identity) -> grpc.ServerCredentials:
-    """Credentials that refuse, in the handshake, whoever has no certificate of our CA."""
-    return grpc.ssl_server_credentials(
-        [(identity.key_pem, identity.certificate_pem)],
-        root_certificates=identity.ca_pem,
-        require_client_auth=True,
+    """Credentials that refuse, in the handshake, whoever has no certificate of our CA.
+
+    Where the identity is watched, each handshake goes by its newest files; connections that are
+    there already stay.
+    """
+    shown = identity.newest
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """Called by gRPC, in a thread of its own, before each handshake. None: as before."""
+        nonlocal shown
+        newest = identity.newest
+        if newest is shown:
+            return None
+        shown = newest
+        return _configuration(newest)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(shown),
+        renewed,  # type: ignore[arg-type]  # the stubs leave None out
+        require_client_authentication=True,
+    )
+
+
+def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(identity.key_pem, identity.certificate_pem)], root_certificates=identity.ca_pem
     )
