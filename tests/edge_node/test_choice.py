@@ -8,6 +8,7 @@ from edge_node.forward.choice import Choice
 from runtime.clock import ManualClock
 from tests.edge_node.worlds import snapshot, upstream
 from tests.topology.worlds import document
+from topology.directive import Directive
 
 
 def _first(choice: Choice) -> str:
@@ -69,3 +70,38 @@ def test_unknown_models_take_no_room() -> None:
     for n in range(100):
         assert choice.decide("acme", f"nothing-{n}").refusal == "unknown_model"
     assert not choice._kept
+
+
+def _shares(**shares: float) -> Directive:
+    return Directive(shares={"vip:dubai|frankfurt|singapore": shares})
+
+
+def test_a_directive_takes_effect_at_once_and_draws_by_share() -> None:
+    choice = Choice("london", upstream().views, ManualClock(), Random(1))
+    choice.use(snapshot())
+    assert _first(choice) == "frankfurt"
+    choice.use_directive(_shares(frankfurt=0.7, singapore=0.3))
+    seen = [_first(choice) for _ in range(2000)]
+    assert set(seen) == {"frankfurt", "singapore"}
+    assert 0.26 < seen.count("singapore") / len(seen) < 0.34
+    choice.use_directive(Directive(down=("frankfurt",)))
+    assert _first(choice) == "dubai"
+
+
+def test_shares_yield_to_what_this_edge_sees() -> None:
+    regions = upstream()
+    choice = Choice("london", regions.views, ManualClock(), Random(1))
+    choice.use(snapshot())
+    choice.use_directive(_shares(singapore=1.0))
+    assert _first(choice) == "singapore"
+    regions.cut("singapore")
+    assert _first(choice) == "frankfurt"
+
+
+def test_plans_are_kept_while_requests_draw_from_them() -> None:
+    choice = Choice("london", upstream().views, ManualClock(), Random(1))
+    drain = document("Override", "d", region="frankfurt", action="drain", reason="x", percent=30.0)
+    choice.use(snapshot(drain))
+    choice.use_directive(_shares(frankfurt=0.5, singapore=0.5))
+    decisions = {id(choice.decide("acme", "small")) for _ in range(500)}
+    assert len(decisions) <= 4  # as many as there are, each made once
