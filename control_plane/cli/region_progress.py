@@ -46,7 +46,7 @@ class Moment(Struct, frozen=True):
     """All of it at one moment."""
 
     regions: tuple[RegionNow, ...]
-    director: str  # empty: none is alive
+    director: str  # empty: none is alive, or its store is away
     done: int  # connected nodes that have the override
     nodes: int
     load: dict[str, float]  # region -> utilisation of those that are not moved
@@ -73,7 +73,7 @@ def look(client: AdminClient, goal: Goal) -> Moment:
             nodes[node.id] = node
     return Moment(
         regions=tuple(_now(name, told.get(name)) for name in goal.regions),
-        director=best.director.replica,
+        director=best.director.replica if best.store.available else "",
         done=sum(node.acked_revision >= goal.revision for node in nodes.values()),
         nodes=len(nodes),
         load={
@@ -116,7 +116,7 @@ def follow(client: AdminClient, goal: Goal, timeout_s: float | None) -> None:
                     ended = f"not there yet after {timeout_s:g} s"
                     break
                 if timeout_s is None and now_s - led_s > _NO_DIRECTOR_S:
-                    ended = "no director is alive: it stands still until one is elected"
+                    ended = "no director acts: it stands still until one is elected and reaches the store"
                     break
                 pause.wait(_POLL_S)
     except KeyboardInterrupt:
@@ -159,7 +159,7 @@ def lines_of(moment: Moment, goal: Goal) -> list[str]:
             line += f"; until {when(region.expires_s)}"
         moving = region.target is not None and region.percent != region.target
         if moving and not moment.director:
-            line += "; STANDS STILL: no director is alive"
+            line += "; STANDS STILL: no director acts"
         elif moving and region.paused:
             line += f"; WAITS: {region.paused}"
         out.append(line)

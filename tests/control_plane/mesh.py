@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -203,6 +203,10 @@ class Background:
             return what()
 
         return self.call(call())
+
+    def keep(self, context: AbstractAsyncContextManager[T]) -> T:
+        """Enter a context on the replica's loop, until the end."""
+        return self.call(self._stack.enter_async_context(context))
 
     def apply(self, *puts: Resource) -> int:
         return self.call(self.replica.changes.apply(Wanted(puts=puts), "operator/setup")).revision
