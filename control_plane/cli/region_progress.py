@@ -116,7 +116,7 @@ def follow(client: AdminClient, goal: Goal, timeout_s: float | None) -> None:
                     ended = f"not there yet after {timeout_s:g} s"
                     break
                 if timeout_s is None and now_s - led_s > _NO_DIRECTOR_S:
-                    ended = "no director acts: it stands still until one is elected and reaches the store"
+                    ended = "no director acts: it stands still until one does"
                     break
                 pause.wait(_POLL_S)
     except KeyboardInterrupt:
