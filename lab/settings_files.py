@@ -87,7 +87,7 @@ def write(
         for edge in EDGES
     }
     key_hashes = {tenant: digest(key) for tenant, key in keys.items()}
-    operator = identity("operator", "lab")
+    admin = identity("admin", "lab")
     return SettingsFiles(
         control_plane=replicas,
         cores=cores,
@@ -97,7 +97,7 @@ def write(
         resources=_write_all(directory / "resources.yaml", resources(key_hashes)),
         context=_write(
             directory / "context.yaml",
-            {"endpoints": list(CONTROL_PLANE), "identity": str(Path(operator["key"]).parent)},
+            {"endpoints": list(CONTROL_PLANE), "identity": str(Path(admin["key"]).parent)},
         ),
     )
 

@@ -85,6 +85,9 @@ def verify(
         if not audit:
             return Verified()
         return Verified(entries=len(audit), broken_at="there are entries, and the head is missing")
+    if head.number < newest.oldest:
+        why = "while it was read more changes came in than are kept: look again"
+        return Verified(entries=len(audit), broken_at=why)
     held: dict[int, bytes] = {}
     for key, value in audit:
         number = keys.number_of(key)

@@ -5,54 +5,31 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from random import Random
 
 import msgspec
 import pytest
 
 from control_plane import keys
-from control_plane.catalog import Catalog
 from control_plane.changes import safety
-from control_plane.changes.apply import MAX_RESOURCES, Changes
+from control_plane.changes.apply import MAX_RESOURCES
 from control_plane.changes.audit import AuditEntry
 from control_plane.changes.errors import ChangeConflict, ChangeRefused, UnknownResource
 from control_plane.changes.history import HistoryEntry
 from control_plane.changes.plan import Wanted
-from control_plane.store.base import Guard, Operation, Put
-from control_plane.store.errors import StoreUnavailable
+from control_plane.store.base import Delete, Guard, Operation, Put
+from control_plane.store.errors import Conflict, StoreUnavailable
 from control_plane.store.memory import MemoryStore
-from runtime.clock import ManualClock
 from runtime.validation import InvalidDocument
+from tests.control_plane.bench import NOW_S, Bench
 from tests.control_plane.mesh import region, resource, world
 from topology.resources import Key, Resource
 from topology.snapshot import Snapshot
 
-NOW_S = 1_700_000_000.0
-
-
-class Bench:
-    """A store, a catalog that follows it, and changes."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        self.store = store
-        self.clock = ManualClock(wall=NOW_S)
-        self.catalog = Catalog(store, None, self.clock, Random(1))
-        self.changes = Changes(store, self.catalog, self.clock, "cp-1")
-
-    async def apply(self, *puts: Resource, author: str = "operator/alice", **wanted: object) -> int:
-        done = await self.changes.apply(Wanted(puts=puts, **wanted), author)
-        return done.revision
-
-    async def held(self) -> dict[Key, Resource]:
-        return {resource.key: resource for resource in await self.changes.resources()}
-
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
-    made = Bench(MemoryStore())
-    made.catalog.start()
-    yield made
-    await made.catalog.close()
+    async with Bench(MemoryStore()) as made:
+        yield made
 
 
 async def test_a_change_leaves_history_and_audit_in_the_same_transaction(bench: Bench) -> None:
@@ -107,8 +84,6 @@ async def test_references_are_checked_on_the_result(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "wanted",
     [
-        Wanted(),
-        Wanted(prune=True),
         Wanted(removes=(Key("Region", ""),)),
         Wanted(removes=(Key("Region", "*"),)),
         Wanted(removes=(Key("Regoin", "x"),)),
@@ -121,6 +96,17 @@ async def test_what_is_no_request(bench: Bench, wanted: Wanted) -> None:
     with pytest.raises(InvalidDocument):
         await bench.changes.apply(wanted, "o/a")
     assert bench.store.revision == 1
+
+
+@pytest.mark.parametrize("wanted", [Wanted(), Wanted(prune=True)])
+async def test_nothing_named_is_never_all(bench: Bench, wanted: Wanted) -> None:
+    await bench.apply(*world())
+    with pytest.raises(ChangeRefused, match="--force-empty-selector"):
+        await bench.changes.apply(wanted, "o/a")
+    forced = msgspec.structs.replace(wanted, force=("empty-selector",))
+    done = await bench.changes.apply(forced, "o/a")
+    assert (done.applied, bench.store.revision) == (False, done.revision)
+    assert len(await bench.held()) == len(world())
 
 
 async def test_removing_what_is_not_there(bench: Bench) -> None:
@@ -203,12 +189,29 @@ async def test_a_broken_value_can_be_put_over_and_removed(bench: Bench) -> None:
     assert list(await bench.held()) == [Key("Region", "a")]
 
 
-async def test_a_broken_head_does_not_stop_anybody(bench: Bench) -> None:
+@pytest.mark.parametrize("harm", [Put(keys.HEAD, b"nonsense"), Delete(keys.HEAD)])
+async def test_a_lost_head_does_not_stop_anybody(bench: Bench, harm: Operation) -> None:
     await bench.apply(region("a"))
-    await bench.store.transact([], [Put(keys.HEAD, b"nonsense")])
+    await bench.store.transact([], [harm])
     await bench.apply(region("b"))
     await bench.apply(region("c"))
     assert len(await bench.held()) == 3
+    verified = await bench.changes.archive.verify()
+    assert (verified.intact, verified.entries) == (True, 3), "the chain goes on where it was"
+
+
+async def test_guards_and_operations_of_others_go_into_the_same_transaction(bench: Bench) -> None:
+    theirs = await bench.store.transact([], [Put("/leader", b"cp-1")])
+    also = (Put("/beside", b"x"),)
+    done = await bench.changes.apply(
+        Wanted(puts=(region("a"),)), "o/a", guards=(Guard("/leader", theirs),), also=also
+    )
+    assert (await bench.store.get("/beside")).revision == done.revision
+    with pytest.raises(Conflict, match="/leader"):
+        await bench.changes.apply(
+            Wanted(puts=(region("b"),)), "o/a", guards=(Guard("/leader", theirs + 1),)
+        )
+    assert Key("Region", "b") not in await bench.held()
 
 
 # Safety rules. Each row: what is put and removed, and which rules refuse it.

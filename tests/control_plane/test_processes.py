@@ -79,7 +79,7 @@ class Cluster:
     async def tradewind(self, *arguments: str, stdin: str = "") -> tuple[int, str, str]:
         environment = {
             "TRADEWIND_ENDPOINTS": ",".join(replica.endpoint for replica in self.replicas),
-            "TRADEWIND_IDENTITY": str(self.mesh.directory("operator/alice")),
+            "TRADEWIND_IDENTITY": str(self.mesh.directory("admin/alice")),
         }
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "control_plane.cli.main", *arguments,
