@@ -14,6 +14,7 @@ import httpx
 from tests.discovery_proxies.grpc_caller import ECHO
 
 _HEAD_END = b"\r\n\r\n"
+PIECES = 20
 
 
 class Backend:
@@ -50,6 +51,9 @@ class Backend:
                 length = _content_length(head)
                 await reader.readexactly(length)
                 self.served += 1
+                if b" /stream " in head:
+                    await self._stream(writer)
+                    continue
                 body = self.region.encode()
                 answer = f"HTTP/1.1 200 OK\r\nx-region: {self.region}\r\n"
                 writer.write(f"{answer}content-length: {len(body)}\r\n\r\n".encode() + body)
@@ -59,6 +63,17 @@ class Backend:
         finally:
             self._writers.discard(writer)
             writer.close()
+
+    async def _stream(self, writer: asyncio.StreamWriter) -> None:
+        """An answer that takes a second, a piece at a time."""
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        for number in range(PIECES):
+            piece = f"{self.region} {number}\n".encode()
+            writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(1 / PIECES)
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
 
 
 def _content_length(head: bytes) -> int:

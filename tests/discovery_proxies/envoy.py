@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import string
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -36,10 +36,15 @@ def example(title: str) -> str:
 
 
 def bootstrap(
-    identity: IdentityFiles, replica: str, metadata: Mapping[str, str], *, delta: bool, node_id: str
+    identity: IdentityFiles,
+    replicas: Sequence[str],
+    metadata: Mapping[str, str],
+    *,
+    delta: bool,
+    node_id: str,
 ) -> dict[str, Any]:
     """What docs/proxies.md shows, with the reader's own values put in."""
-    host, _, port = replica.rpartition(":")
+    host, _, port = replicas[0].rpartition(":")
     text = string.Template(example("envoy bootstrap")).substitute(
         name=node_id.removeprefix("proxy/"),
         control_plane_host=host,
@@ -50,6 +55,11 @@ def bootstrap(
     )
     document: dict[str, Any] = json.loads(text)
     document["node"]["metadata"] = dict(metadata)
+    (group,) = document["static_resources"]["clusters"][0]["load_assignment"]["endpoints"]
+    for other in replicas[1:]:
+        host, _, port = other.rpartition(":")
+        socket_address = {"address": host, "port_value": int(port)}
+        group["lb_endpoints"].append({"endpoint": {"address": {"socket_address": socket_address}}})
     if not delta:
         document["dynamic_resources"]["ads_config"]["api_type"] = "GRPC"
     return document

@@ -88,7 +88,6 @@ class Peer:
             self.held[url] = {str(i): a.value for i, a in enumerate(response.resources)}
         self._answer(response)
 
-    @property
     def waiting(self) -> bool:
         return self.session.waits
 
@@ -200,7 +199,7 @@ def test_make_before_break(peer: Peer) -> None:
     assert peer.next(after) is None, "routes wait for the clusters"
     peer.accept(clusters)
     assert peer.next(after) is None, "and for their endpoints"
-    assert peer.waiting
+    assert peer.waiting()
     peer.ask(ENDPOINTS, *sorted({*peer.names[ENDPOINTS], new}))
     endpoints = peer.next(after)
     assert endpoints.type_url == ENDPOINTS
@@ -269,7 +268,7 @@ def test_routes_to_a_refused_cluster_are_never_sent(peer: Peer) -> None:
     for now_s in (0.0, WARM_S, 10 * WARM_S):
         peer.now_s = now_s
         assert peer.next(after) is None
-    assert not peer.waiting
+    assert not peer.waiting()
 
 
 def test_a_refusal_is_noted_and_not_repeated(peer: Peer) -> None:
@@ -405,10 +404,10 @@ def test_nobody_is_sent_back_by_a_replica_that_is_behind(delta: bool) -> None:
     there = bundle()
     assert there.revision < 99
     assert peer.next(there) is None
-    assert peer.waiting, "it may catch up soon"
+    assert peer.waiting(), "it may catch up soon"
     peer.now_s = 60.0
     assert peer.session.next_response(there, peer.now_s, stale=True) is None
-    assert not peer.waiting, "until the store is back"
+    assert not peer.waiting(), "until the store is back"
     assert peer.next(there) is not None, "the store says so: it was restored from a backup"
 
 

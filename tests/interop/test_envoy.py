@@ -16,7 +16,7 @@ from control_plane.service import Replica
 from control_plane.store.memory import MemoryStore
 from runtime.clock import SystemClock
 from tests.control_plane.mesh import Mesh, at, serving, until
-from tests.discovery_proxies.backends import Backend, Load, backends
+from tests.discovery_proxies.backends import PIECES, Backend, Load, backends
 from tests.discovery_proxies.envoy import binary, bootstrap, envoy, free_port, listening
 from tests.discovery_proxies.worlds import REGIONS, drain, put, resource, resources, tenant
 
@@ -25,6 +25,13 @@ pytestmark = [
     pytest.mark.timeout(60),
 ]
 NODE = "proxy/gateway"
+
+
+class Shared(MemoryStore):
+    """A store that outlives each of its replicas."""
+
+    async def close(self) -> None:
+        pass
 
 
 class Scene(Struct):
@@ -60,7 +67,7 @@ async def scene(folder: Path, mesh: Mesh, *, delta: bool, **metadata: str) -> As
         await put(store, *resources({name: b.endpoint for name, b in regions.items()}))
         replica_stack = await stack.enter_async_context(AsyncExitStack())
         replica = await replica_stack.enter_async_context(serving(mesh, store))
-        document = bootstrap(mesh.files(NODE), at(replica), said, delta=delta, node_id=NODE)
+        document = bootstrap(mesh.files(NODE), [at(replica)], said, delta=delta, node_id=NODE)
         await stack.enter_async_context(envoy(document, folder))
         await listening(port)
         yield Scene(store, replica, replica_stack, regions, port)
@@ -157,6 +164,47 @@ async def test_the_replica_dies(tokyo: Scene) -> None:
     assert load.failed == []
 
 
+async def test_a_drain_lets_streams_end(tokyo: Scene) -> None:
+    headers = {"x-tradewind-tenant": "acme", "x-tradewind-model": "smol"}
+    async with httpx.AsyncClient(timeout=10) as client:
+        url = f"http://127.0.0.1:{tokyo.port}/stream"
+        async with client.stream("GET", url, headers=headers) as answer:
+            lines = answer.aiter_lines()
+            assert await anext(lines) == "singapore 0"
+            await tokyo.put(drain("singapore", 100))
+            assert (await tokyo.ask(tenant="acme", model="smol")).text == "dubai"
+            assert [line async for line in lines] == [f"singapore {i}" for i in range(1, PIECES)]
+
+
+@pytest.mark.parametrize("delta", [True, False], ids=["delta", "state-of-the-world"])
+async def test_another_replica_takes_over(tmp_path: Path, mesh: Mesh, delta: bool) -> None:
+    store, port = Shared(SystemClock()), free_port()
+    said = {"listen": f"127.0.0.1:{port}", "edge": "tokyo"}
+    async with AsyncExitStack() as stack, backends(Backend, *REGIONS) as regions:
+        await put(store, *resources({name: b.endpoint for name, b in regions.items()}))
+        ends = [await stack.enter_async_context(AsyncExitStack()) for _ in range(2)]
+        replicas = [
+            await end.enter_async_context(serving(mesh, store, f"cp-{i}"))
+            for i, end in enumerate(ends)
+        ]
+        document = bootstrap(
+            mesh.files(NODE), [at(r) for r in replicas], said, delta=delta, node_id=NODE
+        )
+        await stack.enter_async_context(envoy(document, tmp_path))
+        await listening(port)
+        first = 0 if any(s.connected for s in replicas[0].proxies.sessions) else 1
+        async with Load(port, "acme") as load:
+            await load.next(20)
+            await ends[first].aclose()
+            other = replicas[1 - first].proxies
+            await until(lambda: any(s.connected for s in other.sessions), 15.0)
+            revision = await put(store, drain("singapore", 100))
+            await until(lambda: all(s.acked_revision >= revision for s in other.sessions))
+            await load.next(20)
+            assert set(await load.next(50)) == {"dubai"}
+        assert load.failed == []
+
+
 async def test_without_a_place_regions_are_equal(tmp_path: Path, mesh: Mesh) -> None:
     async with scene(tmp_path, mesh, delta=True) as made, Load(made.port, "acme") as load:
         where = await load.next(300)
@@ -182,7 +230,7 @@ async def test_a_listener_that_envoy_cannot_open_is_shown(
     revision = await put(store, *resources())
     async with serving(mesh, store) as replica:
         said = {"listen": "203.0.113.7:10000"}  # no address of this machine (RFC 5737)
-        document = bootstrap(mesh.files(NODE), at(replica), said, delta=delta, node_id=NODE)
+        document = bootstrap(mesh.files(NODE), [at(replica)], said, delta=delta, node_id=NODE)
         async with envoy(document, tmp_path):
             await until(lambda: [s for s in replica.discovery.sessions if s.nack], 15.0)
             (session,) = replica.discovery.sessions
