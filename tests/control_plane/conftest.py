@@ -17,7 +17,11 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Mesh:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def quiet_logs() -> Iterator[None]:
-    """The command line's own output is looked at; the replica beside it must not mix with it."""
-    logs.configure("test", "info", io.StringIO())
-    yield
+def quiet_logs() -> Iterator[io.StringIO]:
+    """The command line's own output is looked at; the replica beside it must not mix with it.
+
+    What is logged can be read here.
+    """
+    written = io.StringIO()
+    logs.configure("test", "info", written)
+    yield written
