@@ -220,7 +220,8 @@ class MembershipClient:
 
     def _note(self, endpoint: str, reply: pb.HeartbeatReply) -> None:
         self._backoff.reset()
-        self._interval_s = min(max(reply.interval_s, INTERVAL_MIN_S), INTERVAL_MAX_S)
+        # In this order, so that what is no number becomes the longest.
+        self._interval_s = max(INTERVAL_MIN_S, min(INTERVAL_MAX_S, reply.interval_s))
         self._update(
             connected=True,
             endpoint=endpoint,
