@@ -110,14 +110,15 @@ class _Node:
 
     def take(self, report: _Parsed, wall_s: float, now_s: float) -> None:
         first = self.at_s is None
-        weight = 1.0 if first else 1.0 - math.exp(-report.interval_s / SMOOTHING_S)
+        interval_s = report.interval_s or max(now_s - self.heard_s, _MS_MIN / 1e3)
+        weight = 1.0 if first else 1.0 - math.exp(-interval_s / SMOOTHING_S)
         for held, new in (
             (self._classes, report.classes),
             (self._regions, report.regions),
             (self._parts, report.parts),
             (self._tenants, report.tenants),
         ):
-            _smooth(held, new, report.interval_s, weight)
+            _smooth(held, new, interval_s, weight)
         self.at_s, self.heard_s = wall_s, now_s
 
     def report(self) -> EdgeReport:
@@ -298,7 +299,7 @@ def _node_id(principal: Principal, told: str) -> str:
 
 
 class _Parsed(Struct):
-    interval_s: float
+    interval_s: float  # 0: it did not say
     classes: dict[str, _Counted]
     regions: dict[str, _Counted]
     parts: dict[tuple[str, str], _Counted]
@@ -312,7 +313,7 @@ def _parse(request: Any) -> _Parsed | None:
         raise BadReport(f"{len(clusters)} clusters in a report; at most {CLUSTERS_MAX}")
     if not len(clusters):
         # A node with nothing to tell is there all the same.
-        return _Parsed(INTERVAL_S, {}, {}, {}, {}) if not request.HasField("node") else None
+        return _Parsed(0.0, {}, {}, {}, {}) if not request.HasField("node") else None
     interval_ms = max(stats.load_report_interval.ToMilliseconds() for stats in clusters)
     if not _MS_MIN <= interval_ms <= _MS_MAX:
         raise BadReport(
