@@ -24,6 +24,7 @@ VERBS = [
     ["status"],
     ["explain"],
     *(["region", verb] for verb in ("drain", "failover", "restore", "list")),
+    *(["rollout", verb] for verb in ("status", "pause", "resume", "promote", "abort")),
     *(["tenant", verb] for verb in ("new-key", "hash-key")),
     *(["pki", verb] for verb in ("init", "issue")),
     ["control-plane", "run"],
