@@ -16,7 +16,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,23 +25,11 @@ import msgspec
 from etcd3 import etcdrpc
 
 from lab.errors import LabError, ProcessDied
-from lab.supervisor import require_free
+from lab.supervisor import dying_with_parent, require_free
 
 _POLL_S = 0.03
 _LOG_LINES = 12
 _QUOTA_BYTES = 512 * 2**20
-
-# Runs in the child before etcd does. PR_SET_PDEATHSIG (prctl(2), number 1) outlives exec; the
-# second check closes the gap in which the parent died before the request was made.
-_DIE_WITH_PARENT = """
-import os, sys
-if sys.platform == "linux":
-    import ctypes
-    ctypes.CDLL(None).prctl(1, 9)
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class EtcdPorts(msgspec.Struct, frozen=True):
@@ -194,11 +181,10 @@ class EtcdCluster:
             raise
 
     def _spawn(self, binary: Path, index: int) -> subprocess.Popen[bytes]:
-        prelude = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
         with self.log_file(index).open("ab") as log:
             self._log_begins[index] = log.tell()
             return subprocess.Popen(
-                [*prelude, str(binary), *self._arguments(index)],
+                dying_with_parent([str(binary), *self._arguments(index)]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -221,7 +207,8 @@ class EtcdCluster:
             *(f"--initial-cluster={members}", "--initial-cluster-state=new"),
             # A fail-over within a second, on a machine that may be busy with other things.
             *("--heartbeat-interval=100", "--election-timeout=700"),
-            *("--auto-compaction-mode=revision", "--auto-compaction-retention=10000"),
+            # The director writes what it decided each second; its history is of use to nobody.
+            *("--auto-compaction-mode=revision", "--auto-compaction-retention=1000"),
             f"--quota-backend-bytes={_QUOTA_BYTES}",
             "--experimental-watch-progress-notify-interval=5s",
             "--experimental-initial-corrupt-check=true",

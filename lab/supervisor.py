@@ -8,17 +8,28 @@ them in reverse order. Should the lab itself be killed, the kernel kills its chi
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lab.errors import AddressBusy, LabError, ProcessDied
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
+# Runs in the child before the command does, and not as `preexec_fn`, which would fork this process
+# with gRPC's threads in it: its fork handlers abort the child at times. PR_SET_PDEATHSIG (prctl(2),
+# number 1) outlives exec; the second check closes the gap in which the parent died before the
+# request was made.
+_DIE_WITH_PARENT = """
+import os, sys
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 9)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the parent is gone")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 _NAMED = 6  # of the addresses that are taken
 _LAST_LINES = 15
 _REAP_CHECKS = 100  # the kernel needs a moment to end what was killed
@@ -66,13 +77,12 @@ class Supervisor:
         log = self.logs / f"{name}.log"
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(
-                *command,
+                *dying_with_parent(command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=asyncio.subprocess.STDOUT,
                 env=os.environ | environment,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
         child = self.children[name] = Child(name, command, process, log)
         return child
@@ -153,6 +163,11 @@ class Supervisor:
         return "\n".join(parts)
 
 
+def dying_with_parent(command: Sequence[str]) -> list[str]:
+    """A command line that becomes `command`, and is killed when the calling process ends."""
+    return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+
+
 def require_free(addresses: Sequence[tuple[str, int, int]]) -> None:
     """Raise `AddressBusy` naming every (host, port, socket type) that something else holds."""
     busy = []
@@ -207,7 +222,3 @@ def _send(number: int, pids: Sequence[int]) -> None:
             os.kill(pid, number)
         except ProcessLookupError:
             continue  # it ended by itself first
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
