@@ -10,6 +10,7 @@ from envoy.service.discovery.v3 import discovery_pb2 as discovery
 from control_plane.discovery.errors import InvalidSubscription
 from control_plane.discovery.proxies.node import Profile
 from control_plane.discovery.proxies.session import WARM_S, ProxySession
+from control_plane.discovery.proxies.spread import World
 from control_plane.discovery.proxies.subscription import NAMES_MAX
 from control_plane.discovery.proxies.translation import (
     CLUSTER,
@@ -18,7 +19,7 @@ from control_plane.discovery.proxies.translation import (
     ROUTES,
     TYPES,
     Bundle,
-    translate,
+    Translator,
 )
 from runtime.identity import Principal
 from tests.discovery_proxies.worlds import drain, resource, tenant, world
@@ -26,6 +27,10 @@ from topology.resources import Resource
 
 PROFILE = Profile("envoy", place="tokyo")
 V2 = "type.googleapis.com/envoy.api.v2.Cluster"
+
+
+def translate(here: World, profile: Profile) -> Bundle:
+    return Translator(here).bundle_for(profile)
 
 
 def bundle(*more: Resource) -> Bundle:

@@ -18,14 +18,16 @@ from google.protobuf.struct_pb2 import Struct as Metadata
 from control_plane.director.state import State
 from control_plane.discovery.errors import InvalidSubscription, NotAllowed
 from control_plane.discovery.proxies.node import Profile, check_node_id, profile_of
+from control_plane.discovery.proxies.spread import World
 from control_plane.discovery.proxies.translation import (
     CLUSTER,
     ENDPOINTS,
+    HELD_MAX,
     LISTENER,
     ROUTES,
     TYPES,
     Bundle,
-    translate,
+    Translator,
 )
 from runtime.identity import Principal
 from tests.discovery_proxies.worlds import REGIONS, drain, region, resource, tenant, world
@@ -36,6 +38,10 @@ ENVOY = Profile("envoy", place="tokyo", listen=("127.0.0.1", 8080))
 GRPC = Profile("grpc", place="tokyo")
 NAMES = ("acme", "globex", "eurobank", "homeless")
 VIP = "vip:dubai|frankfurt|singapore"
+
+
+def translate(here: World, profile: Profile) -> Bundle:
+    return Translator(here).bundle_for(profile)
 
 
 def decoded(bundle: Bundle, url: str) -> dict[str, Any]:
@@ -121,7 +127,8 @@ def test_deadlines_and_retries() -> None:
     assert {r.timeout.seconds for r in bank} == {5}
     (config,) = decoded(translate(world(), ENVOY), ROUTES).values()
     policy = config.virtual_hosts[0].retry_policy
-    assert policy.retry_on == "connect-failure,refused-stream,unavailable"
+    assert policy.retry_on.startswith("connect-failure,refused-stream,unavailable")
+    assert policy.per_try_idle_timeout.seconds == 20
     assert policy.num_retries.value == 2
     once = translate(world(resource("Policy", "default", attempts=1)), ENVOY)
     (config,) = decoded(once, ROUTES).values()
@@ -172,7 +179,7 @@ def test_addresses_that_eds_cannot_carry_or_that_are_there_twice() -> None:
 
 def test_a_drain_changes_endpoints_alone_and_nothing_is_built_twice() -> None:
     before = translate(world(), ENVOY)
-    after = translate(world(drain("singapore", 30)), ENVOY, before)
+    after = translate(world(drain("singapore", 30)), ENVOY)
     for url in (CLUSTER, LISTENER, ROUTES):
         assert _versions(after, url) == _versions(before, url)
     changed = {n for n, v in _versions(after, ENDPOINTS).items() if v != before_of(before, n)}
@@ -180,9 +187,25 @@ def test_a_drain_changes_endpoints_alone_and_nothing_is_built_twice() -> None:
     # Two replicas with the same facts say the same.
     assert _versions(translate(world(), ENVOY), ROUTES) == _versions(before, ROUTES)
     here = world()
-    first = translate(here, ENVOY)
-    moved = translate(type(here)(here.snapshot, State(number=3), 2_000.0), ENVOY, first)
-    assert all(moved.resources[url] is first.resources[url] for url in (CLUSTER, LISTENER, ROUTES))
+    first = Translator(here)
+    moved = Translator(World(here.snapshot, State(number=3), 2_000.0), first)
+    one, other = first.bundle_for(ENVOY), moved.bundle_for(ENVOY)
+    for url in (CLUSTER, LISTENER, ROUTES):
+        for name, packed in one.resources[url].items():
+            assert other.resources[url][name] is packed
+    # Proxies that differ in their sockets alone share all but the listener.
+    another = first.bundle_for(Profile("envoy", place="tokyo", listen=("127.0.0.1", 8081)))
+    assert another.resources[ROUTES] is one.resources[ROUTES]
+    for url in (CLUSTER, ENDPOINTS):
+        for name, packed in one.resources[url].items():
+            assert another.resources[url][name] is packed
+
+
+def test_what_is_kept_for_the_next_proxy_is_bounded() -> None:
+    translator = Translator(world())
+    for number in range(HELD_MAX + 10):
+        translator.listeners(Profile("envoy", listen=("127.0.0.1", number + 1)))
+    assert len(translator._lasting) <= HELD_MAX
 
 
 def _versions(bundle: Bundle, url: str) -> dict[str, str]:

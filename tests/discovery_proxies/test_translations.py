@@ -1,16 +1,14 @@
-"""One translation per kind of proxy and stage of a rollout; bounded, and shared."""
+"""Which world a proxy is served: the newest, or the one before a rollout."""
 
 from __future__ import annotations
 
 import msgspec
-import pytest
 
 from control_plane.changes.rollout_record import RolloutRecord, place
 from control_plane.director.state import State
-from control_plane.discovery.errors import TooMany
 from control_plane.discovery.proxies.node import Profile
 from control_plane.discovery.proxies.translation import ENDPOINTS
-from control_plane.discovery.proxies.translations import PROFILES_MAX, Translations
+from control_plane.discovery.proxies.translations import Translations
 from runtime.identity import Principal
 from tests.discovery_proxies.worlds import NOW_S, drain, resources, tenant
 from topology import resources as res
@@ -21,10 +19,6 @@ HEAD = Snapshot.build(7, resources())
 EARLY, LATE = sorted(
     (Principal("proxy", f"p{i}") for i in range(20)), key=lambda p: place(str(p), 3)
 )[::19]
-
-
-def translations(*used: Profile) -> Translations:
-    return Translations(lambda: used)
 
 
 def rollout(status: str = "canary", percent: float = 50.0) -> RolloutRecord:
@@ -48,14 +42,13 @@ def rollout(status: str = "canary", percent: float = 50.0) -> RolloutRecord:
 
 
 def test_proxies_alike_share_one() -> None:
-    made = translations(ENVOY)
+    made = Translations()
     made.publish(HEAD, None, State(), NOW_S)
     assert made.bundle_for(ENVOY, EARLY) is made.bundle_for(ENVOY, LATE)
-    assert len(made) == 1
 
 
 def test_in_a_rollout_each_proxy_has_the_old_or_the_new() -> None:
-    made = translations(ENVOY)
+    made = Translations()
     changed = HEAD.changed(8, [tenant("acme", tier="batch", models=["smol"])])
     made.publish(changed, rollout(), State(), NOW_S)
     new, old = made.bundle_for(ENVOY, EARLY), made.bundle_for(ENVOY, LATE)
@@ -73,27 +66,11 @@ def test_in_a_rollout_each_proxy_has_the_old_or_the_new() -> None:
     made.publish(drained, rollout(percent=100.0), State(), NOW_S)
     assert made.bundle_for(ENVOY, LATE) is made.bundle_for(ENVOY, EARLY)
     made.publish(drained, rollout(status="done"), State(), NOW_S)
-    assert len(made) == 1
     assert not made.bundle_for(ENVOY, LATE).staged
 
 
-def test_kinds_of_proxies_are_bounded_by_those_connected() -> None:
-    profiles = [Profile("envoy", listen=("127.0.0.1", 1 + i)) for i in range(PROFILES_MAX + 1)]
-    made = translations(*profiles[:-1])
-    made.publish(HEAD, None, State(), NOW_S)
-    for profile in profiles[:-1]:
-        made.bundle_for(profile, EARLY)
-    with pytest.raises(TooMany):
-        made.bundle_for(profiles[-1], EARLY)
-    gone = translations()
-    gone.publish(HEAD, None, State(), NOW_S)
-    for profile in profiles:
-        gone.bundle_for(profile, EARLY)
-    assert len(gone) <= PROFILES_MAX
-
-
 def test_the_next_expiry() -> None:
-    made = translations()
+    made = Translations()
     assert made.next_expiry_s() is None
     soon, later = drain("dubai", expires_s=NOW_S + 5), drain("frankfurt", expires_s=NOW_S + 9)
     over = drain("singapore", expires_s=NOW_S - 1)

@@ -31,7 +31,8 @@ NAME = "tradewind"  # of the listener and of its routes
 TENANT = "x-tradewind-tenant"
 MODEL = "x-tradewind-model"
 
-RETRY_ON = "connect-failure,refused-stream,unavailable"
+# Only what no server has begun to answer: of `reset-before-request`, it has not even been sent.
+RETRY_ON = "connect-failure,refused-stream,unavailable,reset-before-request"
 _BACK_OFF_MS = 25
 _BACK_OFF_MAX_MS = 250
 _TOGETHER = 500  # tenants in one expression: what RE2 compiles within its usual memory
@@ -85,7 +86,7 @@ def routes_for(
     """`kinds`: what each tenant that the proxy may carry is allowed."""
     host = components.VirtualHost(name=NAME, domains=["*"])
     if policy.attempts > 1:
-        host.retry_policy.CopyFrom(_retry_policy(profile, policy.attempts - 1))
+        host.retry_policy.CopyFrom(_retry_policy(profile, policy))
     if profile.tenant:
         host.routes.extend(_of_one(profile, kinds.get(profile.tenant)))
     elif profile.flavour == "grpc":
@@ -207,11 +208,14 @@ def _absent(header: str) -> components.HeaderMatcher:
     return components.HeaderMatcher(name=header, present_match=True, invert_match=True)
 
 
-def _retry_policy(profile: Profile, retries: int) -> components.RetryPolicy:
-    policy = components.RetryPolicy(retry_on=RETRY_ON, num_retries=UInt32Value(value=retries))
+def _retry_policy(profile: Profile, limits: PolicySpec) -> components.RetryPolicy:
+    retries = UInt32Value(value=limits.attempts - 1)
+    policy = components.RetryPolicy(retry_on=RETRY_ON, num_retries=retries)
     policy.retry_back_off.base_interval.FromMilliseconds(_BACK_OFF_MS)
     policy.retry_back_off.max_interval.FromMilliseconds(_BACK_OFF_MAX_MS)
     if profile.flavour == "envoy":
+        # A region that hangs: its endpoint is soon left out, before the tenant's deadline.
+        policy.per_try_idle_timeout.FromMilliseconds(limits.first_token_timeout_ms)
         # Not where it just failed: another endpoint, and then another priority.
         policy.host_selection_retry_max_attempts = 5
         host = policy.retry_host_predicate.add(name="envoy.retry_host_predicates.previous_hosts")

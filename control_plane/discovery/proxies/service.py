@@ -26,7 +26,7 @@ from control_plane.discovery.errors import (
     StreamRefused,
     TooMany,
 )
-from control_plane.discovery.proxies.node import Profile, check_node_id, profile_of
+from control_plane.discovery.proxies.node import check_node_id, profile_of
 from control_plane.discovery.proxies.session import WARM_S, ProxySession
 from control_plane.discovery.proxies.translation import Bundle
 from control_plane.discovery.proxies.translations import Translations
@@ -69,7 +69,7 @@ class ProxyDiscovery:
             settings.admission_burst,
             settings.admission_longest_wait_ms / 1e3,
         )
-        self._translations = Translations(self._used)
+        self._translations = Translations()
         self._streams: dict[int, _Stream] = {}
         self._left: OrderedDict[str, ProxySession] = OrderedDict()
         self._numbers = itertools.count(1)
@@ -118,8 +118,6 @@ class ProxyDiscovery:
     def samples(self) -> Iterable[Sample]:
         """Figures for Prometheus."""
         yield Sample("tradewind_proxies_streams", "Streams of proxies", len(self._streams))
-        held = len(self._translations)
-        yield Sample("tradewind_proxies_translations", "One per kind of proxy and stage", held)
         yield Sample("tradewind_proxies_pushes_total", "Responses sent to proxies", self._pushes)
         yield Sample("tradewind_proxies_nacks_total", "Responses proxies refused", self._nacks)
         yield Sample("tradewind_proxies_refused_total", "Streams not served", self._refused)
@@ -167,7 +165,6 @@ class ProxyDiscovery:
             node_id, principal, profile, self._replica, now_s, wall_s, delta=delta
         )
         session.receive(first, wall_s)
-        self._bundle(session)
         stream = _Stream(session)
         number = self._enter(stream)
         reader = asyncio.create_task(self._read(requests, stream), name=f"ads-{node_id}")
@@ -186,9 +183,6 @@ class ProxyDiscovery:
 
     def _bundle(self, session: ProxySession) -> Bundle:
         return self._translations.bundle_for(session.profile, session.principal)
-
-    def _used(self) -> set[Profile]:
-        return {stream.session.profile for stream in self._streams.values()}
 
     def _enter(self, stream: _Stream) -> int:
         node_id = stream.session.node_id

@@ -1,4 +1,4 @@
-"""A world, translated for proxies of one profile. Pure.
+"""A world, translated for proxies. Pure.
 
 Clusters, listener and routes change with the configuration alone; endpoints also with what the
 director decides, each second perhaps. Versions are digests of content: replicas agree on them,
@@ -8,9 +8,10 @@ and what did not change is not sent again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from control_plane.discovery.proxies.classes import Kind, kinds
@@ -18,7 +19,7 @@ from control_plane.discovery.proxies.clusters import cluster_for, endpoints_for
 from control_plane.discovery.proxies.listeners import listener_for
 from control_plane.discovery.proxies.node import Profile
 from control_plane.discovery.proxies.routes import routes_for
-from control_plane.discovery.proxies.spread import World
+from control_plane.discovery.proxies.spread import World, placed
 from topology.demand import DemandClass
 
 _PREFIX = "type.googleapis.com/"
@@ -31,6 +32,11 @@ ROUTES = _PREFIX + "envoy.config.route.v3.RouteConfiguration"
 TYPES = (CLUSTER, ENDPOINTS, LISTENER, ROUTES)
 
 
+HELD_MAX = 4_096  # what a translator keeps for the next proxy, of each sort
+
+T = TypeVar("T")
+
+
 class Packed(Struct, frozen=True):
     """A resource, serialised: the value of an Any of its type."""
 
@@ -40,70 +46,96 @@ class Packed(Struct, frozen=True):
 
 
 class Bundle:
-    """All resources for one profile at one moment. Build with `translate`."""
+    """All resources for one profile in one world. Ask a `Translator` for it."""
 
-    def __init__(
-        self, world: World, profile: Profile, earlier: Bundle | None, *, staged: bool
-    ) -> None:
-        self.profile = profile
-        self.staged = staged  # of before the rollout that is under way
-        self.revision = world.snapshot.revision
-        self._world = world
-        self._asked: dict[tuple[str, str], Packed] = {}
-        if earlier is not None and earlier._world.snapshot is world.snapshot:
-            self._kinds: dict[str, Kind] = earlier._kinds
-            lasting: dict[str, Mapping[str, Packed]] = {
-                url: earlier.resources[url] for url in (CLUSTER, LISTENER, ROUTES)
-            }
-        else:
-            tenants = [profile.tenant] if profile.tenant else sorted(world.snapshot.tenants)
-            self._kinds = kinds(world.snapshot, tenants)
-            lasting = _lasting(world, profile, self._kinds)
-        endpoints = {
-            name: _pack(name, endpoints_for(world, profile, DemandClass.parse(name)))
-            for name in lasting[CLUSTER]
+    def __init__(self, translator: Translator, profile: Profile) -> None:
+        self.revision = translator.world.snapshot.revision
+        self.staged = translator.staged  # of before the rollout that is under way
+        self._translator = translator
+        self._profile = profile
+        clusters = translator.clusters(profile)
+        self.resources: dict[str, Mapping[str, Packed]] = {
+            CLUSTER: clusters,
+            ENDPOINTS: {name: translator.endpoints(profile, name) for name in clusters},
+            LISTENER: translator.listeners(profile),
+            ROUTES: translator.routes(profile),
         }
-        self.resources: dict[str, Mapping[str, Packed]] = {**lasting, ENDPOINTS: endpoints}
-
-    @property
-    def clusters(self) -> frozenset[str]:
-        """The clusters that its routes name."""
-        return frozenset(self.resources[CLUSTER])
+        self.clusters = frozenset(clusters)  # that its routes name
 
     def outlived(self, url: str, name: str) -> Packed:
         """A cluster, or its endpoints, that only earlier routes name: by how things stand now."""
-        found = self._asked.get((url, name))
+        if url == CLUSTER:
+            return self._translator.cluster(self._profile, name)
+        return self._translator.endpoints(self._profile, name)
+
+
+class Translator:
+    """Translates one world. Proxies share whatever does not depend on what they differ in; what
+    was made for the same configuration before is taken over from `earlier`."""
+
+    def __init__(
+        self, world: World, earlier: Translator | None = None, *, staged: bool = False
+    ) -> None:
+        # Of what the director decided, quotas are for edges, and are the bulk of it.
+        state = msgspec.structs.replace(world.state, quotas={}, numbers={})
+        self.world = msgspec.structs.replace(world, state=state)
+        self.staged = staged
+        same = earlier is not None and earlier.world.snapshot is world.snapshot
+        self._lasting: dict[object, Any] = earlier._lasting if earlier and same else {}
+        self._passing: dict[object, Any] = {}
+
+    def bundle_for(self, profile: Profile) -> Bundle:
+        return self._once(self._passing, profile, lambda: Bundle(self, profile))
+
+    def clusters(self, profile: Profile) -> Mapping[str, Packed]:
+        """Those that the routes for this profile name."""
+        distinct = {id(kind): kind for kind in self._kinds(profile).values()}.values()
+        demands = sorted({demand for kind in distinct for demand in kind.classes})
+        return {str(d): self.cluster(profile, str(d)) for d in demands}
+
+    def cluster(self, profile: Profile, name: str) -> Packed:
+        key = (CLUSTER, profile.flavour, profile.upstream, name)
+        demand = DemandClass.parse(name)
+        return self._once(self._lasting, key, lambda: _pack(name, cluster_for(profile, demand)))
+
+    def endpoints(self, profile: Profile, name: str) -> Packed:
+        here = profile.place if placed(self.world.snapshot, profile.place) else ""
+        demand = DemandClass.parse(name)
+        return self._once(
+            self._passing,
+            (here, name),
+            lambda: _pack(name, endpoints_for(self.world, profile, demand)),
+        )
+
+    def listeners(self, profile: Profile) -> Mapping[str, Packed]:
+        def make() -> Mapping[str, Packed]:
+            listener = listener_for(profile, self.world.snapshot.policy)
+            return {listener.name: _pack(listener.name, listener)}
+
+        return self._once(self._lasting, (LISTENER, profile.flavour, profile.listen), make)
+
+    def routes(self, profile: Profile) -> Mapping[str, Packed]:
+        def make() -> Mapping[str, Packed]:
+            policy = self.world.snapshot.policy
+            routes = routes_for(profile, self._kinds(profile), policy)
+            return {routes.name: _pack(routes.name, routes)}
+
+        return self._once(self._lasting, (ROUTES, profile.flavour, profile.tenant), make)
+
+    def _kinds(self, profile: Profile) -> dict[str, Kind]:
+        def make() -> dict[str, Kind]:
+            snapshot = self.world.snapshot
+            return kinds(snapshot, [profile.tenant] if profile.tenant else sorted(snapshot.tenants))
+
+        return self._once(self._lasting, ("kinds", profile.tenant), make)
+
+    def _once(self, held: dict[object, Any], key: object, make: Callable[[], T]) -> T:
+        found: T | None = held.get(key)
         if found is None:
-            demand = DemandClass.parse(name)
-            message = (
-                cluster_for(self.profile, demand)
-                if url == CLUSTER
-                else endpoints_for(self._world, self.profile, demand)
-            )
-            found = self._asked[url, name] = _pack(name, message)
+            if len(held) >= HELD_MAX:
+                held.clear()
+            found = held[key] = make()
         return found
-
-
-def translate(
-    world: World, profile: Profile, earlier: Bundle | None = None, *, staged: bool = False
-) -> Bundle:
-    """`earlier`: of the same profile; what it shares with this one is taken over."""
-    return Bundle(world, profile, earlier, staged=staged)
-
-
-def _lasting(
-    world: World, profile: Profile, tenants: dict[str, Kind]
-) -> dict[str, Mapping[str, Packed]]:
-    policy = world.snapshot.policy
-    distinct = {id(kind): kind for kind in tenants.values()}.values()
-    demands = sorted({demand for kind in distinct for demand in kind.classes})
-    listener = listener_for(profile, policy)
-    routes = routes_for(profile, tenants, policy)
-    return {
-        CLUSTER: {str(d): _pack(str(d), cluster_for(profile, d)) for d in demands},
-        LISTENER: {listener.name: _pack(listener.name, listener)},
-        ROUTES: {routes.name: _pack(routes.name, routes)},
-    }
 
 
 def _pack(name: str, message: Any) -> Packed:
