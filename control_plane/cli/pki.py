@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from control_plane.pki.rotation import Step
 
 app = typer.Typer(
     help="Make the mesh's CA and certificates.", no_args_is_help=True, rich_markup_mode=None
@@ -60,3 +65,105 @@ def issue(
         raise AuthorityError(f"{there} exists already", hint="--force replaces it")
     files = make(ca, Principal(role, name), out, hosts=host or (), days=days)
     typer.echo(f"{files.certificate}: speaks for {principal}, {days} days")
+
+
+@app.command()
+def rotate(
+    trees: Annotated[
+        list[Path], typer.Argument(help="Identity folders, or folders with such in them.")
+    ],
+    ca: Annotated[Path, typer.Option(help="The folder that `pki init` wrote.")],
+    phase: Annotated[
+        str, typer.Option(help="Replace the CA itself: trust, then reissue, then retire.")
+    ] = "",
+    older_than: Annotated[
+        str, typer.Option(help="Only certificates issued that long ago: 12h, 30d.")
+    ] = "",
+    days: Annotated[
+        int | None, typer.Option(help="How long the new ones are valid; as the old ones.", min=1)
+    ] = None,
+    settle: Annotated[
+        str, typer.Option(help="How long processes have to read the files of a phase.")
+    ] = "60s",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say it and change nothing.")] = False,
+    force_missing: Annotated[
+        bool, typer.Option("--force-missing", help="Give up identities in no folder given.")
+    ] = False,
+) -> None:
+    """Renew certificates: new keys, the same principals and hosts. Nothing need be restarted.
+
+    With --phase the CA itself is replaced, in three steps with a wait between them: `trust`
+    (everybody trusts the new CA beside the old one), `reissue` (everybody gets a certificate of
+    the new one), `retire` (the old one is trusted no more). docs/pki.md says more.
+
+    \b
+    Examples:
+      tradewind pki rotate ./identities --ca ./ca --older-than 30d
+      tradewind pki rotate ./identities --ca ./ca --phase trust
+    """
+    from control_plane.pki import AuthorityError
+    from control_plane.pki.rotation import PHASES, Rotation, find
+    from runtime.clock import SystemClock
+
+    if phase and phase not in PHASES:
+        raise typer.BadParameter(f"--phase {phase!r} is none of " + ", ".join(PHASES))
+    if phase and (older_than or days is not None):
+        raise typer.BadParameter("--older-than and --days do not go with --phase")
+    older_than_s = _seconds("--older-than", older_than) if older_than else 0.0
+    found, broken = find(trees)
+    if not found and not broken:
+        raise AuthorityError(
+            "there is no identity in " + ", ".join(map(str, trees)),
+            hint="an identity is a folder with certificate.pem, key.pem and ca.pem",
+        )
+    if phase and broken:
+        raise AuthorityError(
+            f"{broken[0].folder} cannot be read: {broken[0].error}",
+            hint="a phase needs all identities; mend this one, or move it away",
+        )
+    rotation = Rotation(
+        ca,
+        found,
+        SystemClock(),
+        dry_run=dry_run,
+        settle_s=_seconds("--settle", settle),
+        force=force_missing,
+    )
+    steps = rotation.phase(phase) if phase else rotation.renew(older_than_s, days)
+    _show(steps, broken, len(found), phase, dry_run)
+
+
+_NEXT_STEP = {
+    "trust": "next, when every process has read it: --phase reissue",
+    "reissue": "next, when every process shows its new certificate: --phase retire",
+    "retire": "the old CA is retired; copies of its key may be destroyed",
+}
+_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def _seconds(option: str, text: str) -> float:
+    number, unit = text[:-1], _UNIT_S.get(text[-1:])
+    if unit is None or not number.isascii() or not number.isdigit() or len(number) > 9:
+        raise typer.BadParameter(f"{option} {text!r} is no 90s, 10m, 12h, 30d")
+    return int(number) * unit
+
+
+def _show(
+    steps: Iterator[Step], broken: Sequence[Step], total: int, phase: str, dry_run: bool
+) -> None:
+    """Print each step as it is done, and a line in the end; exits with 1 where one failed."""
+    would = "would be " if dry_run else ""
+    done = failed = 0
+    for step in chain(broken, steps):
+        if step.error:
+            failed += 1
+            typer.echo(f"{step.principal} in {step.folder}: FAILED: {step.error}", err=True)
+        else:
+            done += 1
+            typer.echo(f"{step.principal} in {step.folder}: {would}{step.done}")
+    left = total + len(broken) - done - failed
+    typer.echo(f"{done} {would}done, {left} left as they are, {failed} failed")
+    if failed:
+        raise typer.Exit(1)
+    if phase and not dry_run:
+        typer.echo(_NEXT_STEP[phase])

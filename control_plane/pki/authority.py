@@ -9,7 +9,6 @@ control plane.
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,20 +18,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from control_plane.pki import bundle, ledger
+from control_plane.pki.bundle import CA_CERTIFICATE, CA_KEY
+from control_plane.pki.files import AuthorityError, write_all
 from runtime.clock import Clock, SystemClock
-from runtime.errors import TradewindError
 from runtime.identity import IdentityFiles, Principal
 
 ROLES = ("edge", "core", "control", "dns", "proxy", "viewer", "operator", "admin")
 MESH_DOMAIN = "tradewind.internal"
 CA_DAYS = 3650
-CA_CERTIFICATE = "ca.pem"
-CA_KEY = "ca-key.pem"
 _SKEW = timedelta(minutes=5)  # clocks of other machines may be behind ours
-
-
-class AuthorityError(TradewindError):
-    """A CA or certificate cannot be made from what was given."""
 
 
 def create_ca(directory: Path, *, days: int = CA_DAYS, clock: Clock | None = None) -> None:
@@ -44,7 +39,11 @@ def create_ca(directory: Path, *, days: int = CA_DAYS, clock: Clock | None = Non
                 hint="use another directory; a new CA would cut off everything the old one issued",
             )
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Tradewind mesh CA")])
+    # Two CAs are there at once while one takes over from the other: each has its own name, since
+    # some verifiers look an issuer up by name and take the first.
+    serial = x509.random_serial_number()
+    name = f"Tradewind mesh CA {serial:040x}"[:34]
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     now = _now(clock)
     certificate = (
@@ -52,7 +51,7 @@ def create_ca(directory: Path, *, days: int = CA_DAYS, clock: Clock | None = Non
         .subject_name(subject)
         .issuer_name(subject)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial)
         .not_valid_before(now - _SKEW)
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -60,8 +59,10 @@ def create_ca(directory: Path, *, days: int = CA_DAYS, clock: Clock | None = Non
         .add_extension(key_id, critical=False)
         .sign(key, hashes.SHA256())
     )
-    _write(directory / CA_KEY, _key_pem(key), 0o600)
-    _write(directory / CA_CERTIFICATE, _pem(certificate), 0o644)
+    write_all(
+        (directory / CA_KEY, _key_pem(key), 0o600),
+        (directory / CA_CERTIFICATE, _pem(certificate), 0o644),
+    )
 
 
 def issue(
@@ -69,20 +70,22 @@ def issue(
     principal: Principal,
     out_dir: Path,
     hosts: Sequence[str] = (),
-    days: int = 365,
+    days: float = 365,
     clock: Clock | None = None,
+    roots: Sequence[x509.Certificate] = (),
 ) -> IdentityFiles:
     """Issue a certificate for `principal` into `out_dir` and return where its files lie.
 
     `hosts` are further DNS names or IP addresses to be reached under; `127.0.0.1` is always
-    there. Files of an earlier identity in `out_dir` are replaced.
+    there. Files of an earlier identity in `out_dir` are replaced. It trusts the CAs of
+    `ca_directory`, and `roots` beside them.
     """
     if principal.role not in ROLES:
         raise AuthorityError(
             f"{principal.role!r} is no role", hint="roles: " + ", ".join(sorted(ROLES))
         )
     Principal.parse(principal.uri)  # a name that no certificate could carry is refused here
-    ca, ca_key = _load_ca(ca_directory)
+    ca, ca_key = load_ca(ca_directory)
     key = ec.generate_private_key(ec.SECP256R1())
     now = _now(clock)
     certificate = (
@@ -110,9 +113,13 @@ def issue(
         .sign(ca_key, hashes.SHA256())
     )
     files = identity_files(out_dir)
-    _write(files.key, _key_pem(key), 0o600)
-    _write(files.certificate, _pem(certificate), 0o644)
-    _write(files.ca, _pem(ca), 0o644)
+    roots = bundle.with_roots(roots, bundle.trusted(ca_directory))
+    write_all(
+        (files.key, _key_pem(key), 0o600),
+        (files.certificate, _pem(certificate), 0o644),
+        (files.ca, bundle.pem_of(roots), 0o644),
+    )
+    ledger.note(ca_directory, principal, certificate, out_dir)
     return files
 
 
@@ -125,7 +132,7 @@ def identity_files(directory: Path) -> IdentityFiles:
     )
 
 
-def _load_ca(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def load_ca(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     try:
         certificate = x509.load_pem_x509_certificate((directory / CA_CERTIFICATE).read_bytes())
         key = serialization.load_pem_private_key((directory / CA_KEY).read_bytes(), None)
@@ -189,17 +196,3 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    """Write a file that is never readable by more than `mode` says, not even for a moment."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise AuthorityError(f"cannot write {path}: {error.strerror}") from error
