@@ -21,8 +21,8 @@ from control_plane.store.base import Entry
 from topology.resources import Key
 
 MARK = "deadline_ms"  # the field of a Tenant that says which write it comes from
-MARK_BASE = 10_000
-EXPECTED = frozenset({"setup"})  # reasons of changes that belong to no journal
+FIRST_MARK = 10_000
+SETUP = "setup"
 
 
 class Fate(enum.Enum):
@@ -38,6 +38,7 @@ class Write(Struct):
 
     number: int
     reason: str  # unique; it lies in the history entry
+    mark: int  # unique too: MARK of everything that it puts
     puts: tuple[str, ...]
     removes: tuple[str, ...] = ()
     fate: Fate = Fate.AMBIGUOUS
@@ -45,10 +46,6 @@ class Write(Struct):
     changed: bool = True  # false: acknowledged, and there was nothing to do
     said: str = ""
     took_s: float = 0.0
-
-    @property
-    def mark(self) -> int:
-        return MARK_BASE + self.number
 
 
 class Request(Struct):
@@ -62,18 +59,29 @@ class Request(Struct):
 
 
 class Journal:
-    """`next_write` before anything is sent, so that what is never heard of again is known too."""
+    """`next_write` before anything is sent, so that what is never heard of again is known too.
 
-    def __init__(self, name: str) -> None:
+    `before`: the journal of the scenario before on the same system, whose changes are there too.
+    """
+
+    def __init__(self, name: str, before: Journal | None = None) -> None:
         self.name = name
+        self._first_mark = before.next_mark if before else FIRST_MARK
         self.writes: list[Write] = []
         self.requests: list[Request] = []
         self.sights: list[str] = []  # what a node saw and should not have
         self.down: dict[str, list[float]] = {}  # edge -> times of being stopped and started
+        # Reasons of changes that are no `Write`.
+        self.expected: set[str] = set(before.expected) if before else {SETUP}
+
+    @property
+    def next_mark(self) -> int:
+        return self._first_mark + len(self.writes)
 
     def next_write(self, puts: Iterable[str], removes: Iterable[str] = ()) -> Write:
         number = len(self.writes)
-        write = Write(number, f"{self.name} write {number}", tuple(puts), tuple(removes))
+        reason = f"{self.name} write {number}"
+        write = Write(number, reason, self.next_mark, tuple(puts), tuple(removes))
         self.writes.append(write)
         return write
 
@@ -88,9 +96,12 @@ class Journal:
         failed = sum(bool(request.error) for request in self.requests)
         slowest = max((request.took_s for request in self.requests), default=0.0)
         moved = sum(len(request.edges) > 1 for request in self.requests)
+        regions = Counter(request.region for request in self.requests)
+        served = ", ".join(f"{count} by {name or 'none'}" for name, count in regions.items())
         return (
-            f"{self.name}: {len(self.writes)} writes ({said}); {len(self.requests)} requests,"
-            f" {failed} failed, {moved} moved to another edge, the slowest took {slowest:.2f} s"
+            f"{self.name}: {len(self.writes)} writes ({said}); {len(self.requests)} requests"
+            f" ({served}), {failed} failed, {moved} moved to another edge,"
+            f" the slowest {slowest:.2f} s"
         )
 
 
@@ -194,7 +205,7 @@ def _phantoms(
     known = {write.reason for write in journal.writes}
     out = [f"nobody asked for {r.reason!r}" for r in ours if r.reason not in known]
     for record in records:
-        strange = " write " not in record.reason and record.reason not in EXPECTED
+        strange = " write " not in record.reason and record.reason not in journal.expected
         if strange and record.author.partition("/")[0] not in others:
             out.append(f"nobody asked for {record.reason!r} of {record.author}")
     return out

@@ -27,7 +27,7 @@ from lab.etcd_cluster import EtcdCluster
 from lab.supervisor import Supervisor
 from runtime.clock import SystemClock
 from runtime.identity import Identity, Principal
-from tests.faults.checker import Found
+from tests.faults.checker import SETUP, Found, Journal
 from tests.store.proxy import Proxy
 from tests.store.worlds import free_ports
 from topology.api_key import digest
@@ -56,6 +56,7 @@ class System:
         self._pki = folder / "pki"
         self.store: EtcdStore  # straight to etcd, past the replicas
         self.admins: dict[str, AdminClient] = {}
+        self.journal: Journal | None = None  # of the last scenario
 
     def endpoint(self, replica: str) -> str:
         return f"127.0.0.1:{self.ports[replica]}"
@@ -90,7 +91,7 @@ class System:
             order = [replica, *(other for other in REPLICAS if other != replica)]
             self.admins[replica] = self.client(*order)
         await self.supervisor.until("replicas", self._replicas_answer, START_S, *REPLICAS)
-        await self.apply(_resources(self._core_ports), "setup")
+        await self.apply(_resources(self._core_ports), SETUP)
         await self.settled()
 
     async def stop(self) -> None:
@@ -336,7 +337,6 @@ def _resources(core_ports: dict[str, int]) -> list[dict[str, Any]]:
     add("Model", MODEL, regions=list(REGIONS), context_tokens=2048)
     add("Route", "all", models=["*"], tenants=["*"], regions=list(REGIONS))
     add("Tenant", "acme", tier="vip", api_keys=[digest(API_KEY)])
-    add("Tenant", "eurobank", residency=["EU"], api_keys=["sha256:" + "c" * 64])
     return documents
 
 

@@ -92,15 +92,15 @@ def test_a_write_made_twice() -> None:
 def test_a_write_that_nobody_made() -> None:
     book = journal()
     for reason in ("t write 77", "who knows"):
-        stranger = Write(9, reason, ("s-a", "s-b"))
+        stranger = Write(9, reason, 9, ("s-a", "s-b"))
         assert "nobody asked for" in found_in(book, Store(*book.writes[:3], stranger))
 
 
 def test_half_a_write() -> None:
     book = journal()
-    half = Write(4, book.writes[4].reason, ("u-a",))
+    half = Write(4, book.writes[4].reason, book.writes[4].mark, ("u-a",))
     assert "in part" in found_in(book, Store(*book.writes[:3], half))
-    other = Write(5, book.writes[4].reason, ("u-a", "u-b"))
+    other = Write(5, book.writes[4].reason, 5, ("u-a", "u-b"))
     assert "or otherwise" in found_in(book, Store(*book.writes[:3], other))
 
 

@@ -11,22 +11,27 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
 
 import pytest
 
-from tests.faults.checker import Fate, Journal, mistakes
+from control_plane.admin.client import AdminClient
+from tests.faults.checker import Fate, Journal, Write, mistakes
 from tests.faults.conftest import SEED
-from tests.faults.load import Load, under_load
+from tests.faults.load import Load, tenants, under_load
 from tests.faults.processes import EDGES, REPLICAS, System, until
+from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-OUTAGE_S = float(os.environ.get("TRADEWIND_FAULT_ETCD_OUTAGE_S", "12"))
-FREEZE_S = float(os.environ.get("TRADEWIND_FAULT_FREEZE_S", "6"))
+OUTAGE_S = float(os.environ.get("TRADEWIND_FAULT_ETCD_OUTAGE_S", "9"))
+FREEZE_S = float(os.environ.get("TRADEWIND_FAULT_FREEZE_S", "5"))
+DRAIN_S = float(os.environ.get("TRADEWIND_FAULT_DRAIN_S", "5"))
 WRITES_AGAIN_S = 15.0
+TAKEOVER_S = 4.0  # 3, and some patience with a machine that is busy with other things
 
 Say = Callable[[str], None]
 
@@ -35,7 +40,7 @@ Say = Callable[[str], None]
 async def watched(name: str, system: System, rng: Random, say: Say) -> AsyncIterator[Load]:
     """Load around a scenario, and the checker's verdict after it."""
     say(f"TRADEWIND_FAULT_SEED={SEED}")
-    journal = Journal(f"{name}-{SEED}")
+    journal = system.journal = Journal(f"{name}-{SEED}", system.journal)
     async with under_load(system, journal, rng) as load:
         await asyncio.sleep(0.5)
         yield load
@@ -56,6 +61,115 @@ async def writing(load: Load, more: int = 3) -> float:
     """Wait until writes are acknowledged again; how long that took."""
     before = load.acknowledged
     return await until(lambda: load.acknowledged >= before + more, WRITES_AGAIN_S, "no writes")
+
+
+async def test_the_director_is_killed_in_the_middle_of_an_apply(
+    system: System, rng: Random, say: Say
+) -> None:
+    async with watched("apply", system, rng, say) as load:
+        names = [f"big-{number:02}" for number in range(60)]
+        typical_s = (await big_write(system, load, await directing(system), names)).took_s
+        for _ in range(2):
+            victim = await directing(system)
+            writing_big = asyncio.create_task(big_write(system, load, victim, names))
+            await asyncio.sleep(rng.uniform(0.0, 1.1) * typical_s)
+            await system.supervisor.kill(victim)
+            took_s = await until(lambda: another(system, victim), 8.0, "no director")  # noqa: B023
+            write = await writing_big
+            say(f"  killed in an apply ({write.fate.value}): the next after {took_s:.2f} s")
+            assert took_s < TAKEOVER_S
+            await writing(load)
+            await system.again(victim)
+
+
+async def test_the_director_is_killed_in_the_middle_of_a_paced_drain(
+    system: System, rng: Random, say: Say
+) -> None:
+    """The next one goes on where it was: never back, to the end."""
+    async with watched("drain", system, rng, say) as load:
+        reasons = (f"drained {SEED}", f"restored {SEED}")
+        load.journal.expected.update(reasons)
+        before = await directing(system)
+        await asyncio.sleep(1.0)
+        # Of two regions that are equally near, the one that carries more.
+        served = Counter(request.region for request in load.journal.requests)
+        ((busiest, _),) = served.most_common(1)
+        order = pb.SetOverrideRequest(
+            regions=[busiest], action="drain", percent=100, over_s=DRAIN_S, reason=reasons[0]
+        )
+        await asyncio.to_thread(system.admins[before].set_override, order)
+        begun = loop_time()
+        percents: list[float] = []
+
+        async def drained(to: float) -> bool:
+            percents.append(await percent_drained(system, busiest))
+            return percents[-1] >= to
+
+        await until(lambda: drained(rng.uniform(25, 60)), 2 * DRAIN_S, "the drain does not begin")
+        await system.supervisor.kill(before)
+        took_s = await until(lambda: another(system, before), 8.0, "no director")
+        await until(lambda: drained(100.0), 3 * DRAIN_S + 10, "the drain does not end")
+        say(f"  drained in {loop_time() - begun:.1f} s; the next director after {took_s:.2f} s")
+        assert took_s < TAKEOVER_S
+        assert percents == sorted(percents), "it went back"
+        assert loop_time() - begun >= 0.8 * DRAIN_S, "it was paced"
+        await system.again(before)
+        await asyncio.sleep(1.0)  # for the edges to hear, and requests under way to end
+        since = loop_time()
+        await asyncio.sleep(1.5)
+        late = [r for r in load.journal.requests if r.at_s >= since]
+        assert late
+        assert busiest not in {request.region for request in late}
+        back = pb.ClearOverrideRequest(regions=[busiest], reason=reasons[1])
+        await asyncio.to_thread(system.admins[await directing(system)].clear_override, back)
+        await until(
+            lambda: any(r.region == busiest for r in load.journal.requests if r.at_s > since),
+            20.0,
+            "nothing goes back",
+        )
+
+
+async def directing(system: System) -> str:
+    found: list[str] = []
+
+    async def one() -> bool:
+        leader = await system.leader()
+        found[:] = [leader] if leader else []
+        return bool(leader and system.supervisor.child(leader).running)
+
+    await until(one, 10.0, "nobody directs")
+    return found[0]
+
+
+async def another(system: System, than: str) -> bool:
+    """Whether another replica directs, by the store and by its own word."""
+    leader = await system.leader()
+    if leader is None or leader == than:
+        return False
+    status = (await system.statuses())[leader]
+    return bool(isinstance(status, pb.StatusResponse) and status.director.self)
+
+
+async def percent_drained(system: System, name: str) -> float:
+    for status in (await system.statuses()).values():
+        if isinstance(status, pb.StatusResponse):
+            for region in status.regions:
+                if region.region == name:
+                    return region.override_percent
+    return 0.0
+
+
+async def big_write(system: System, load: Load, replica: str, names: list[str]) -> Write:
+    """Sixty resources at one replica, in one transaction."""
+    write = load.journal.next_write(names)
+    request = pb.ApplyRequest(puts=tenants(write), reason=write.reason, force=["many"])
+    with AdminClient([system.endpoint(replica)], system.identity("admin/faults")) as client:
+        await load.send(client, write, request)
+    return write
+
+
+def loop_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def test_etcds_leader_is_killed(system: System, rng: Random, say: Say) -> None:
