@@ -9,10 +9,12 @@ that hold the same versions get the same bytes.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import OrderedDict
 from collections.abc import Mapping
 
+import msgspec
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
 from control_plane.changes.rollout_record import RolloutRecord, snapshot_before
@@ -21,6 +23,7 @@ from runtime.validation import InvalidDocument
 from topology.resources import Key, Resource
 from topology.snapshot import Snapshot
 from topology.wire import codec
+from topology.wire.subscription import Origin
 
 log = logs.get("discovery")
 
@@ -153,6 +156,20 @@ def notice(revision: int) -> bytes:
     response = discovery.DeltaDiscoveryResponse(
         system_version_info=str(revision), type_url=codec.TYPE_URL
     )
+    return bytes(response.SerializeToString())
+
+
+def tail(nonce: str, origin: Origin) -> bytes:
+    """What a response's body is followed by. Each node has its own, so it is put together by
+    hand: `nonce` is field 5 of DeltaDiscoveryResponse, and shorter than 128 bytes."""
+    told = nonce.encode()
+    return b"".join((b"\x2a", bytes((len(told),)), told, _told_of(origin)))
+
+
+@functools.lru_cache(maxsize=8)
+def _told_of(origin: Origin) -> bytes:
+    response = discovery.DeltaDiscoveryResponse()
+    response.control_plane.identifier = msgspec.json.encode(origin).decode()
     return bytes(response.SerializeToString())
 
 

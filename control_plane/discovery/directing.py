@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 from msgspec import Struct
 
+from control_plane.discovery.deltas import tail
 from control_plane.discovery.directed import Directed, withdrawal
 from control_plane.discovery.errors import InvalidSubscription
 from topology.wire.codec import DirectiveVersion
@@ -127,10 +127,8 @@ class DirectiveChannel:
 
     def _send(self, body: bytes, version: DirectiveVersion, origin: Origin, now_s: float) -> bytes:
         nonce = f"d{version.number}.{self._next_nonce()}"
-        tail = discovery.DeltaDiscoveryResponse(nonce=nonce)
-        tail.control_plane.identifier = msgspec.json.encode(origin).decode()
         self._in_flight = _InFlight(nonce, version, now_s)
-        return body + bytes(tail.SerializeToString())
+        return body + tail(nonce, origin)
 
     def _answered(self, request: discovery.DeltaDiscoveryRequest, wall_s: float) -> None:
         sent = self._in_flight

@@ -32,7 +32,8 @@ from control_plane.discovery.errors import (
     StreamRefused,
     TooMany,
 )
-from control_plane.discovery.session import CATCH_UP_S, Nack, Session
+from control_plane.discovery.session import Session
+from control_plane.discovery.stream import NodeStream
 from control_plane.peers import principal_of_call
 from runtime import logs
 from runtime.clock import Clock
@@ -42,12 +43,12 @@ from topology.wire.subscription import Origin
 
 log = logs.get("discovery")
 
-ROLES = frozenset({"edge", "core", "dns"})
+DNS = "dns"
+ROLES = frozenset({"edge", "core", DNS})
 PROXY = "proxy"  # the role of Envoy and gRPC clients, whose streams `proxies` serves
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 METHOD = "DeltaAggregatedResources"
 
-_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs leave it out
 _SWEEP_S = 1.0
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
@@ -62,6 +63,11 @@ class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """How many nodes are taken in per second once `admission_burst` is used up."""
     admission_burst: Positive = 200
     """How many nodes may come at the same moment."""
+    dns_admissions_per_s: Positive = 50
+    """The same for geo-DNS alone, which never queues behind edges and cores: without it clients
+    find no edge."""
+    dns_admission_burst: Positive = 50
+    """How many geo-DNS processes may come at the same moment."""
     admission_longest_wait_ms: Positive = 30_000
     """A node that would wait longer is told to try another replica."""
     first_request_timeout_ms: Positive = 10_000
@@ -103,14 +109,17 @@ class DiscoveryServer:
         self._clock = clock
         self._settings = settings
         self._deltas = Deltas(catalog.view.snapshot)
+        longest_wait_s = settings.admission_longest_wait_ms / 1e3
         self._admission = Admission(
-            settings.admissions_per_s,
-            settings.admission_burst,
-            settings.admission_longest_wait_ms / 1e3,
+            settings.admissions_per_s, settings.admission_burst, longest_wait_s
+        )
+        self._dns_admission = Admission(
+            settings.dns_admissions_per_s, settings.dns_admission_burst, longest_wait_s
         )
         self.proxies: Proxies | None = None
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, NodeStream] = {}
         self._left: OrderedDict[str, Session] = OrderedDict()
+        self._last_origin = Origin(replica, catalog.view.stale_since_s)
         self._published: Origin | None = None  # with which nodes were last told of anything
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -164,8 +173,10 @@ class DiscoveryServer:
         yield Sample("tradewind_discovery_nodes", "Connected nodes", len(self._streams))
         yield Sample("tradewind_discovery_nodes_behind", "Nodes without the newest", behind)
         yield Sample("tradewind_discovery_revision", "The revision served", sent)
-        yield Sample("tradewind_discovery_pushes_total", "Responses sent", self._pushes)
-        yield Sample("tradewind_discovery_nacks_total", "Responses refused by nodes", self._nacks)
+        pushes = self._pushes + sum(s.pushes for s in self._streams.values())
+        yield Sample("tradewind_discovery_pushes_total", "Responses sent", pushes)
+        nacks = self._nacks + sum(s.nacks for s in self._streams.values())
+        yield Sample("tradewind_discovery_nacks_total", "Responses refused by nodes", nacks)
         yield Sample("tradewind_discovery_refused_total", "Streams not served", self._refused)
 
     async def _serve(self, requests: AsyncIterator[Any], context: Any) -> None:
@@ -189,17 +200,15 @@ class DiscoveryServer:
         node_id = _check_node(first.node.id, principal)
         if self._published is None:
             self._publish()
-        await self._admit()
+        await self._admit(principal)
         now_s, wall_s = self._clock.now(), self._clock.wall()
         directed = self._directed if self._directives is not None else None
         session = Session(node_id, principal, first, self._deltas, now_s, wall_s, directed)
-        stream = _Stream(session)
+        stream = NodeStream(session, context, self._clock, self._origin)
         self._enter(stream)
-        reader = asyncio.create_task(self._read(requests, stream), name=f"ads-{node_id}")
         try:
-            await self._write(context, stream)
+            await stream.run(requests)
         finally:
-            reader.cancel()
             self._leave(stream)
 
     async def _first_request(self, requests: AsyncIterator[Any]) -> Any:
@@ -209,14 +218,15 @@ class DiscoveryServer:
         except (TimeoutError, StopAsyncIteration) as error:
             raise NoAnswer("the stream began with no request") from error
 
-    async def _admit(self) -> None:
-        wait_s = self._admission.reserve(self._clock.now())
+    async def _admit(self, principal: Principal) -> None:
+        admission = self._dns_admission if principal.role == DNS else self._admission
+        wait_s = admission.reserve(self._clock.now())
         if wait_s is None:
             raise TooMany("too many nodes come at once", hint="try again, or another replica")
         if wait_s > 0:
             await asyncio.sleep(wait_s)
 
-    def _enter(self, stream: _Stream) -> None:
+    def _enter(self, stream: NodeStream) -> None:
         node_id = stream.session.node_id
         earlier = self._streams.get(node_id)
         if earlier is None and len(self._streams) >= self._settings.max_nodes:
@@ -227,9 +237,11 @@ class DiscoveryServer:
             earlier.end(Replaced(f"{node_id} opened another stream"))
         log.info("node connected", node=node_id, revision=stream.session.held_revision)
 
-    def _leave(self, stream: _Stream) -> None:
+    def _leave(self, stream: NodeStream) -> None:
         session = stream.session
         session.leave(self._clock.wall())
+        self._pushes += stream.pushes
+        self._nacks += stream.nacks
         if self._streams.get(session.node_id) is not stream:
             return  # replaced
         del self._streams[session.node_id]
@@ -239,53 +251,12 @@ class DiscoveryServer:
             self._left.popitem(last=False)
         log.info("node left", node=session.node_id)
 
-    async def _read(self, requests: AsyncIterator[Any], stream: _Stream) -> None:
-        session = stream.session
-        try:
-            async for request in requests:
-                earlier = session.nack
-                session.receive(request, self._clock.wall())
-                if session.nack is not None and session.nack is not earlier:
-                    self._note_nack(session, session.nack)
-                stream.wake()
-            stream.end(None)
-        except StreamRefused as refusal:
-            stream.end(refusal)
-        except asyncio.CancelledError:
-            stream.end(None)
-            raise
-        except Exception as error:  # the stream's outermost edge: one node's trouble is its own
-            log.exception("reading from a node failed", node=session.node_id)
-            stream.end(StreamRefused(f"reading failed: {error!r}"))
-
-    async def _write(self, context: Any, stream: _Stream) -> None:
-        while not stream.ended:
-            stream.woken.clear()
-            response = stream.session.next_response(self._origin(), self._clock.now())
-            if response is not None:
-                self._pushes += 1
-                await context.write(response)
-                continue
-            catching_up = stream.session.waits_for_catch_up
-            try:
-                async with asyncio.timeout(CATCH_UP_S if catching_up else None):
-                    await stream.woken.wait()
-            except TimeoutError:
-                continue
-        if stream.refusal is not None:
-            raise stream.refusal
-
-    def _note_nack(self, session: Session, nack: Nack) -> None:
-        self._nacks += 1
-        log.error(
-            "a node refused a revision",
-            node=session.node_id,
-            revision=nack.revision,
-            reason=nack.reason,
-        )
-
     def _origin(self) -> Origin:
-        return Origin(self._replica, self._catalog.view.stale_since_s)
+        """The same object until it changes: what is encoded of it is kept (`deltas.tail`)."""
+        stale_since_s = self._catalog.view.stale_since_s
+        if self._last_origin.stale_since_s != stale_since_s:
+            self._last_origin = Origin(self._replica, stale_since_s)
+        return self._last_origin
 
     def _publish(self) -> None:
         """Raises `NothingToServe`: no configuration is not the same as an empty one."""
@@ -333,25 +304,6 @@ class DiscoveryServer:
             for stream in list(self._streams.values()):
                 if stream.session.unanswered_for_s(now_s) > limit_s:
                     stream.end(NoAnswer(f"no ACK and no NACK within {limit_s:g} s"))
-
-
-class _Stream:
-    """A session and what its writer waits for."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.woken = asyncio.Event()
-        self.ended = False
-        self.refusal: StreamRefused | None = None
-
-    def wake(self) -> None:
-        self.woken.set()
-
-    def end(self, refusal: StreamRefused | None) -> None:
-        if not self.ended:
-            self.ended = True
-            self.refusal = refusal
-            self.woken.set()
 
 
 def _authorise(context: Any, roles: frozenset[str]) -> Principal:

@@ -9,12 +9,11 @@ ask `next_response` and send what it returns, until it returns None.
 
 from __future__ import annotations
 
-import msgspec
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 from msgspec import Struct
 
 from control_plane.changes.rollout_record import RolloutRecord
-from control_plane.discovery.deltas import NOTHING, Deltas, Encoded, Held, notice
+from control_plane.discovery.deltas import NOTHING, Deltas, Encoded, Held, notice, tail
 from control_plane.discovery.directed import Directed
 from control_plane.discovery.directing import DirectiveChannel, DirectiveNack
 from control_plane.discovery.errors import InvalidSubscription
@@ -197,12 +196,10 @@ class Session:
     ) -> bytes:
         nonce = f"{revision}.{self._next_nonce()}"
         body = self._deltas.body(self._held, self._target()) if delivers else notice(revision)
-        tail = discovery.DeltaDiscoveryResponse(nonce=nonce)
-        tail.control_plane.identifier = msgspec.json.encode(origin).decode()
         self._in_flight = _InFlight(nonce, held, revision, now_s, delivers)
         self._origin = origin
         self.sent_revision = revision
-        return body + bytes(tail.SerializeToString())
+        return body + tail(nonce, origin)
 
     def _answered(self, request: discovery.DeltaDiscoveryRequest, wall_s: float) -> None:
         sent = self._in_flight
