@@ -1,22 +1,25 @@
 """Where a client's request goes and why, by the same rules that DNS and the edges use. Pure.
 
-It says what the configuration decides. What an edge measures and what DNS probes (which edge is
-healthy, which region is reachable, how far it is now) it does not know, and says so.
+It says what the configuration and the director decide, with what the edge was heard to measure.
+Where the edge was not heard here, it goes by published distances; what DNS probes (which edge is
+healthy) it does not know. It says so in either case.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
 from control_plane.geodns.policy import Choice, choose_edges, spread_of
 from runtime.validation import InvalidDocument, Problem
+from topology.directive import NONE, Directive
 from topology.errors import UnknownName
 from topology.geo import Address, Locator, Place
 from topology.latency import published_rtt_ms
 from topology.resources import Key
-from topology.routing import Decision, RegionView, decide
+from topology.routing import Candidate, Exclusion, Plan, RegionView, Views, plan, standing
 from topology.snapshot import Snapshot
 
 
@@ -39,31 +42,127 @@ class EdgeAnswer(Struct, frozen=True):
     choice: Choice | None
 
 
+class Told(Struct, frozen=True):
+    """What is known of one edge beside the configuration."""
+
+    directive: Directive = NONE
+    views: Views = {}  # as the edge measures; empty: it was not heard here
+    prices: Mapping[str, float] = {}  # region that is full -> what a place is worth, in ms
+
+
+class Outcome(Struct, frozen=True):
+    """What may happen to one region. `share`: of such requests at this edge that it gets first;
+    -1: by order alone."""
+
+    region: str
+    why: str
+    excluded: bool = False
+    rtt_ms: float = 0.0
+    share: float = -1.0
+    path: str = ""
+
+
 class Explanation(Struct, frozen=True):
-    """Everything that decides, in order."""
+    """Everything that decides, in order. `outcomes`: the likeliest region first."""
 
     answer: EdgeAnswer
-    decision: Decision
+    outcomes: tuple[Outcome, ...]
+    demand_class: str
     refusal: str  # for people; empty: served
     notes: tuple[str, ...]
 
+    @property
+    def chosen(self) -> Outcome | None:
+        first = self.outcomes[0] if self.outcomes else None
+        return first if first is not None and not first.excluded else None
 
-def explain(snapshot: Snapshot, locator: Locator, question: Question, now_s: float) -> Explanation:
-    """Raises `InvalidDocument` and `UnknownName`."""
+
+def explain(
+    snapshot: Snapshot,
+    locator: Locator,
+    question: Question,
+    now_s: float,
+    told: Callable[[str], Told] = lambda _: Told(),
+) -> Explanation:
+    """`told`: edge -> what is known of it. Raises `InvalidDocument` and `UnknownName`."""
     for what, value in (("tenant", question.tenant), ("model", question.model)):
         if not value:
             raise InvalidDocument([Problem("request", what, "nothing", f"the name of a {what}")])
     _known(snapshot, "Tenant", question.tenant)
     _known(snapshot, "Model", question.model)
     answer = _edge(snapshot, locator, question)
-    views = _published_views(snapshot, answer.edge)
-    decision = decide(snapshot, answer.edge, question.tenant, question.model, views, now_s)
+    known = told(answer.edge)
+    published = _published_views(snapshot, answer.edge)
+    seen = {r: v for r, v in known.views.items() if v.rtt_ms is not None or r not in published}
+    views = published | seen
+    found = plan(
+        snapshot, answer.edge, question.tenant, question.model, views, now_s, known.directive
+    )
+    outcomes = _outcomes(snapshot, found, known, now_s)
+    last = found.steps[-1].decisions[0]
     return Explanation(
         answer=answer,
-        decision=decision,
-        refusal=_refusal(question, decision),
-        notes=_notes(snapshot, answer, now_s),
+        outcomes=outcomes,
+        demand_class=last.demand_class,
+        refusal=_refusal(question, last.refusal),
+        notes=_notes(snapshot, answer, found, known),
     )
+
+
+def _outcomes(snapshot: Snapshot, found: Plan, known: Told, now_s: float) -> tuple[Outcome, ...]:
+    """The regions that get some requests, most first; those that wait; those that get none."""
+    first = found.first()
+    decision = found.steps[-1].decisions[0]  # of those that no drain takes anything from
+    drawn = found.only is None or known.directive.shares.get(decision.demand_class)
+    nearest = min(decision.candidates, key=lambda c: c.rtt_ms, default=None)
+    outcomes = [
+        Outcome(
+            region=candidate.region,
+            why=_why(snapshot, candidate, candidate is nearest, first, known, now_s)
+            + f"; by Route/{decision.route}",
+            rtt_ms=candidate.rtt_ms,
+            share=first.get(candidate.region, 0.0) if drawn else -1.0,
+            path=candidate.path,
+        )
+        for candidate in decision.candidates
+    ]
+    outcomes.sort(key=lambda outcome: -outcome.share)
+    return (*outcomes, *(_excluded(exclusion) for exclusion in decision.excluded))
+
+
+def _excluded(exclusion: Exclusion) -> Outcome:
+    return Outcome(exclusion.region, f"{exclusion.rule}: {exclusion.why}", excluded=True)
+
+
+def _why(
+    snapshot: Snapshot,
+    candidate: Candidate,
+    nearest: bool,
+    first: Mapping[str, float],
+    known: Told,
+    now_s: float,
+) -> str:
+    region, told = candidate.region, known.directive
+    parts = [candidate.why]
+    held = standing(snapshot, region, now_s, told)
+    if held is not None and held.percent > 0:
+        verb = "drained" if held.override.action == "drain" else "failed over"
+        to = f" on its way to {held.override.percent:g}%" if held.override.over_s > 0 else ""
+        parts.append(f"{verb} by {held.percent:.3g}%{to}: {held.override.reason}")
+    if candidate.share >= 0:
+        percent = f"{100 * first.get(region, 0.0):.3g}%"
+        price = known.prices.get(region)
+        if price is not None:
+            parts.append(f"it is full: a place in it is worth {price:.0f} ms")
+        if first.get(region, 0.0) <= 0.0:
+            parts.append("the director sends nothing there; it is tried when others fail")
+        elif nearest:
+            parts.append(f"nearest; the director leaves it {percent}")
+        else:
+            parts.append(f"the director gives it {percent}, since nearer ones are full or drained")
+    if region in told.down:
+        parts.append("down, as most see it, but there is no other")
+    return "; ".join(parts)
 
 
 def _known(snapshot: Snapshot, kind: str, name: str) -> None:
@@ -136,7 +235,7 @@ def _published_views(snapshot: Snapshot, edge: str) -> dict[str, RegionView]:
     return views
 
 
-def _refusal(question: Question, decision: Decision) -> str:
+def _refusal(question: Question, refusal: str) -> str:
     tenant, model = question.tenant, question.model
     said = {
         "": "",
@@ -146,21 +245,29 @@ def _refusal(question: Question, decision: Decision) -> str:
         "residency": f"no region lies where the data of {tenant} must stay",
         "no_region": "every region that may serve it is taken out",
     }
-    return said.get(decision.refusal, decision.refusal)
+    return said.get(refusal, refusal)
 
 
-def _notes(snapshot: Snapshot, answer: EdgeAnswer, now_s: float) -> tuple[str, ...]:
-    notes = ["distances are published ones; the edge goes by what it measures, and may differ"]
+def _notes(snapshot: Snapshot, answer: EdgeAnswer, found: Plan, known: Told) -> tuple[str, ...]:
+    directive = known.directive
+    notes = []
+    if known.views:
+        notes.append("distances are those that the edge measured last, where it has")
+    else:
+        notes.append("distances are published ones; the edge goes by what it measures")
     if answer.choice is not None and len(answer.choice.edges) > 1:
         notes.append(
             f"DNS answers with {', '.join(answer.choice.edges)}; clients mostly take the "
             "first. An edge that fails its health checks is left out"
         )
-    for name, override in snapshot.overrides.items():
-        live = override.expires_s is None or override.expires_s > now_s
-        if live and 0 < override.percent < 100:
-            notes.append(
-                f"Override/{name} takes {override.percent:g}% of requests away from "
-                f"{override.region}: this explains one of those that it takes away"
-            )
+    refused = 1.0 - sum(found.first().values())
+    if refused > 1e-6 and not found.steps[-1].decisions[0].refusal:
+        notes.append(f"{100 * refused:.3g}% of such requests are refused: drains leave no region")
+    shed = directive.shed.get(found.steps[-1].decisions[0].demand_class, 0.0)
+    if shed > 0:
+        notes.append(
+            f"no region has room for {100 * shed:.3g}% of such requests: expect queues and refusals"
+        )
+    if directive.number:
+        notes.append(f"by directive {directive.number} of term {directive.term}")
     return tuple(notes)

@@ -152,7 +152,7 @@ def verified(found: Verified) -> pb.VerifyAuditResponse:
 
 
 def explained(explanation: Explanation, view: View) -> pb.ExplainResponse:
-    answer, decision = explanation.answer, explanation.decision
+    answer, chosen = explanation.answer, explanation.chosen
     response = pb.ExplainResponse(
         revision=view.snapshot.revision,
         stale_since_s=view.stale_since_s or 0.0,
@@ -161,22 +161,21 @@ def explained(explanation: Explanation, view: View) -> pb.ExplainResponse:
         edge=answer.edge,
         refusal=explanation.refusal,
         notes=list(explanation.notes),
+        demand_class=explanation.demand_class,
     )
     _add_edges(response, explanation)
-    for index, candidate in enumerate(decision.candidates):
+    for outcome in explanation.outcomes:
         response.regions.add(
-            name=candidate.region,
-            chosen=index == 0,
-            why=f"{candidate.why}, by Route/{decision.route}",
-            rtt_ms=candidate.rtt_ms,
+            name=outcome.region,
+            chosen=outcome is chosen,
+            excluded=outcome.excluded,
+            why=outcome.why,
+            rtt_ms=outcome.rtt_ms,
+            share=outcome.share,
         )
-    for exclusion in decision.excluded:
-        response.regions.add(
-            name=exclusion.region, excluded=True, why=f"{exclusion.rule}: {exclusion.why}"
-        )
-    if decision.candidates:
-        response.region = decision.candidates[0].region
-        response.path = decision.candidates[0].path
+    if chosen is not None:
+        response.region = chosen.region
+        response.path = chosen.path
     return response
 
 

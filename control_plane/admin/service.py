@@ -211,7 +211,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             question = Question(
                 request.client, request.tenant, request.model, request.name, request.edge
             )
-            found = explain(view.snapshot, self._locator, question, self._clock.wall())
+            found = explain(
+                view.snapshot, self._locator, question, self._clock.wall(), self._sources.told
+            )
             return messages.explained(found, view)
 
         return await self._answer(context, "Explain", request, call)

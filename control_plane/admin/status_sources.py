@@ -6,16 +6,18 @@ reads what each holds in memory and waits for nobody.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from msgspec import Struct
 
+from control_plane.admin.explain import Told
 from control_plane.director.election import Leader, Term
-from control_plane.director.observed import Member
+from control_plane.director.observed import Member, Observed
 from control_plane.director.state import Outlook, State
 from control_plane.store.base import StoreStatus
 from topology.directive import Directive
+from topology.routing import RegionView
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
 
@@ -74,6 +76,22 @@ class StatusSources(Struct, frozen=True, kw_only=True):
     replicas: ReplicasSource | None = None
     registry: RegistrySource | None = None
     rollouts: RolloutSource | None = None
+    observe: Callable[[], Observed] | None = None  # what this replica sees of the nodes
+
+    def told(self, edge: str) -> Told:
+        """What is known here of an edge: for `explain`."""
+        views: dict[str, RegionView] = {}
+        reports = self.observe().edges.values() if self.observe is not None else ()
+        for report in reports:
+            for region, seen in report.regions.items() if report.edge == edge else ():
+                held = views.get(region, RegionView(False))
+                both = [ms for ms in (held.rtt_ms, seen.rtt_ms) if ms is not None]
+                reachable = held.reachable or seen.reachable
+                views[region] = RegionView(reachable, min(both, default=None))
+        if self.directives is None:
+            return Told(views=views)
+        directive = self.directives.directive_for(f"edge/{edge}")
+        return Told(directive, views, self.directives.outlook.prices)
 
 
 NO_SOURCES = StatusSources()

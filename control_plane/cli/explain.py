@@ -29,8 +29,8 @@ def explain(
 ) -> None:
     """Explain which edge and which region would serve a request, and what rules out the others.
 
-    It goes by the configuration and published distances. What an edge measures at this moment,
-    and which edges pass their health checks, may change the answer.
+    It goes by the configuration, what the director told the edge, and what the edge was heard to
+    measure. Where requests are shared out, SHARE says how many go to each region first.
 
     \b
     Examples:
@@ -58,15 +58,18 @@ def _print(response: pb.ExplainResponse) -> None:
     typer.echo(f"edge:   {response.edge}")
     if response.region:
         typer.echo(f"region: {response.region} ({response.path})")
+        if response.demand_class:
+            typer.echo(f"class:  {response.demand_class}")
     else:
         typer.echo(bad(f"region: none: {response.refusal}"))
     typer.echo()
     print_table(("EDGE", "", "WHY"), [(c.name, _mark(c), c.why) for c in response.edges])
     typer.echo()
     rows = [
-        (c.name, _mark(c), f"{c.rtt_ms:.0f}" if c.rtt_ms else "", c.why) for c in response.regions
+        (c.name, _mark(c), _share(c), f"{c.rtt_ms:.0f}" if c.rtt_ms else "", c.why)
+        for c in response.regions
     ]
-    print_table(("REGION", "", "RTT MS", "WHY"), rows)
+    print_table(("REGION", "", "SHARE", "RTT MS", "WHY"), rows)
     for note in response.notes:
         typer.echo(f"note: {note}")
 
@@ -75,6 +78,12 @@ def _mark(candidate: pb.Candidate) -> str:
     if candidate.chosen:
         return "chosen"
     return "not" if candidate.excluded else "next"
+
+
+def _share(candidate: pb.Candidate) -> str:
+    return (
+        f"{100 * candidate.share:.3g}%" if candidate.share >= 0 and not candidate.excluded else ""
+    )
 
 
 def _as_data(response: pb.ExplainResponse) -> dict[str, Any]:
@@ -91,6 +100,10 @@ def _as_data(response: pb.ExplainResponse) -> dict[str, Any]:
         "path": response.path or None,
         "refusal": response.refusal or None,
         "edges": [candidate(c) | {"distance_km": c.distance_km} for c in response.edges],
-        "regions": [candidate(c) | {"rtt_ms": c.rtt_ms or None} for c in response.regions],
+        "regions": [
+            candidate(c) | {"rtt_ms": c.rtt_ms or None, "share": c.share if c.share >= 0 else None}
+            for c in response.regions
+        ],
+        "demand_class": response.demand_class or None,
         "notes": list(response.notes),
     }
