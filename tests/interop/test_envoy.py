@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from msgspec import Struct
@@ -16,8 +18,9 @@ from control_plane.service import Replica
 from control_plane.store.memory import MemoryStore
 from runtime.clock import SystemClock
 from tests.control_plane.mesh import Mesh, at, serving, until
-from tests.discovery_proxies.backends import PIECES, Backend, Load, backends
+from tests.discovery_proxies.backends import PIECES, Backend, GrpcBackend, Load, backends
 from tests.discovery_proxies.envoy import binary, bootstrap, envoy, free_port, listening
+from tests.discovery_proxies.grpc_caller import ECHO
 from tests.discovery_proxies.worlds import REGIONS, drain, put, resource, resources, tenant
 
 pytestmark = [
@@ -42,6 +45,7 @@ class Scene(Struct):
     replica_stack: AsyncExitStack  # closing it ends the replica
     regions: dict[str, Backend]
     port: int
+    client: httpx.AsyncClient
 
     def session(self) -> Any:
         (found,) = (s for s in self.replica.discovery.sessions if s.node_id == NODE)
@@ -53,24 +57,26 @@ class Scene(Struct):
         await until(lambda: self.session().acked_revision >= revision)
 
     async def ask(self, **headers: str) -> httpx.Response:
-        async with httpx.AsyncClient(timeout=10) as client:
-            named = {f"x-tradewind-{key}": value for key, value in headers.items()}
-            return await client.get(f"http://127.0.0.1:{self.port}/v1/models", headers=named)
+        named = {f"x-tradewind-{key}": value for key, value in headers.items()}
+        return await self.client.get(f"http://127.0.0.1:{self.port}/v1/models", headers=named)
 
 
 @asynccontextmanager
-async def scene(folder: Path, mesh: Mesh, *, delta: bool, **metadata: str) -> AsyncIterator[Scene]:
+async def scene(
+    folder: Path, mesh: Mesh, *, delta: bool, kind: Any = Backend, **metadata: str
+) -> AsyncIterator[Scene]:
     port = free_port()
     store = MemoryStore(SystemClock())
     said = {"listen": f"127.0.0.1:{port}"} | metadata
-    async with AsyncExitStack() as stack, backends(Backend, *REGIONS) as regions:
+    async with AsyncExitStack() as stack, backends(kind, *REGIONS) as regions:
         await put(store, *resources({name: b.endpoint for name, b in regions.items()}))
         replica_stack = await stack.enter_async_context(AsyncExitStack())
         replica = await replica_stack.enter_async_context(serving(mesh, store))
         document = bootstrap(mesh.files(NODE), [at(replica)], said, delta=delta, node_id=NODE)
         await stack.enter_async_context(envoy(document, folder))
         await listening(port)
-        yield Scene(store, replica, replica_stack, regions, port)
+        client = await stack.enter_async_context(httpx.AsyncClient(timeout=10, verify=False))
+        yield Scene(store, replica, replica_stack, regions, port, client)
 
 
 @pytest.fixture(params=[True, False], ids=["delta", "state-of-the-world"])
@@ -118,6 +124,16 @@ async def test_changes_of_configuration_lose_nothing(tokyo: Scene) -> None:
     assert load.failed == []
 
 
+async def test_thousands_of_tenants(tokyo: Scene) -> None:
+    many = [tenant(f"tenant-{i}", residency=["EU"] if i % 2 else None) for i in range(3_000)]
+    for start in range(0, len(many), 100):
+        await put(tokyo.store, *many[start : start + 100])
+    await tokyo.put(drain("dubai", 1))
+    assert (await tokyo.ask(tenant="tenant-2998", model="smol")).text == "singapore"
+    assert (await tokyo.ask(tenant="tenant-2999", model="smol")).text == "frankfurt"
+    assert (await tokyo.ask(tenant="tenant-3000", model="smol")).status_code == 403
+
+
 async def test_residency_and_refusals(tokyo: Scene) -> None:
     for _ in range(20):
         assert (await tokyo.ask(tenant="eurobank", model="smol")).text == "frankfurt"
@@ -140,6 +156,27 @@ async def test_residency_and_refusals(tokyo: Scene) -> None:
     await tokyo.put(drain("frankfurt", 100))
     assert (await tokyo.ask(tenant="eurobank", model="smol")).status_code == 503
     assert {name for name, b in tokyo.regions.items() if b.served} == {"frankfurt"}
+
+
+async def test_what_only_a_drained_region_may_serve_is_refused_in_part(tokyo: Scene) -> None:
+    await tokyo.put(drain("frankfurt", 50))
+    answers = [await tokyo.ask(tenant="eurobank", model="smol") for _ in range(60)]
+    codes = Counter(answer.status_code for answer in answers)
+    assert set(codes) == {200, 503}
+    assert 10 <= codes[503] <= 50
+
+
+async def test_grpc_through_envoy(tmp_path: Path, mesh: Mesh) -> None:
+    headers = (("x-tradewind-tenant", "acme"), ("x-tradewind-model", "smol"))
+    said = {"edge": "tokyo", "upstream": "http2"}
+    async with (
+        scene(tmp_path, mesh, kind=GrpcBackend, delta=True, **said) as made,
+        grpc.aio.insecure_channel(f"127.0.0.1:{made.port}") as channel,
+    ):
+        call: Any = channel.unary_unary
+        assert await call(ECHO)(b"", metadata=headers, timeout=5) == b"singapore"
+        await made.put(drain("singapore"))
+        assert await call(ECHO)(b"", metadata=headers, timeout=5) == b"dubai"
 
 
 async def test_a_region_that_dies_is_left_to_the_next(tokyo: Scene) -> None:
@@ -166,14 +203,13 @@ async def test_the_replica_dies(tokyo: Scene) -> None:
 
 async def test_a_drain_lets_streams_end(tokyo: Scene) -> None:
     headers = {"x-tradewind-tenant": "acme", "x-tradewind-model": "smol"}
-    async with httpx.AsyncClient(timeout=10) as client:
-        url = f"http://127.0.0.1:{tokyo.port}/stream"
-        async with client.stream("GET", url, headers=headers) as answer:
-            lines = answer.aiter_lines()
-            assert await anext(lines) == "singapore 0"
-            await tokyo.put(drain("singapore", 100))
-            assert (await tokyo.ask(tenant="acme", model="smol")).text == "dubai"
-            assert [line async for line in lines] == [f"singapore {i}" for i in range(1, PIECES)]
+    url = f"http://127.0.0.1:{tokyo.port}/stream"
+    async with tokyo.client.stream("GET", url, headers=headers) as answer:
+        lines = answer.aiter_lines()
+        assert await anext(lines) == "singapore 0"
+        await tokyo.put(drain("singapore", 100))
+        assert (await tokyo.ask(tenant="acme", model="smol")).text == "dubai"
+        assert [line async for line in lines] == [f"singapore {i}" for i in range(1, PIECES)]
 
 
 @pytest.mark.parametrize("delta", [True, False], ids=["delta", "state-of-the-world"])

@@ -21,7 +21,7 @@ from runtime.clock import SystemClock
 from tests.control_plane.mesh import Mesh, at, serving, until
 from tests.discovery_proxies.backends import GrpcBackend, backends
 from tests.discovery_proxies.envoy import example
-from tests.discovery_proxies.worlds import REGIONS, drain, put, resources
+from tests.discovery_proxies.worlds import REGIONS, drain, put, resources, tenant
 
 NODE = "proxy/client"
 pytestmark = pytest.mark.timeout(60)
@@ -154,6 +154,17 @@ async def test_a_tenant_stays_in_its_residency(mesh: Mesh) -> None:
             await made.put(drain("frankfurt", 100))
             assert "UNAVAILABLE" in await load.failure()
         assert {name for name, b in made.regions.items() if b.served} == {"frankfurt"}
+
+
+async def test_tenants_that_share_a_route(mesh: Mesh) -> None:
+    alike = [tenant(f"acme.{i}", tier="vip", models=["smol"]) for i in range(1_200)]
+    async with scene(mesh) as made:
+        for start in range(0, len(alike), 100):
+            await put(made.store, *alike[start : start + 100])
+        async with made.caller(tenant="acme.1199", model="smol") as load:
+            assert set(await load.next(5)) == {"singapore"}
+        async with made.caller(tenant="acmes1199", model="smol") as load:
+            assert "UNAVAILABLE" in await load.failure()
 
 
 @pytest.mark.parametrize(
