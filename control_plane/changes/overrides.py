@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from control_plane.changes.errors import UnknownResource
-from control_plane.changes.plan import Wanted
+from control_plane.changes.plan import NEW, Wanted
 from runtime.validation import InvalidDocument, Problem
 from topology import resources as res
 from topology.directive import NONE, Directive
@@ -133,14 +133,14 @@ def _standing(
 
 
 def _parsed(region: str, spec: Mapping[str, Any], overrides: Snapshot) -> Resource:
-    """At the revision of the override that it replaces: should another operator have replaced
-    that one meanwhile, then ours begins where the region does not stand, and is refused."""
+    """At the revision of the override that it replaces, or new: should another operator have put
+    one there meanwhile, then ours begins where the region does not stand, and is refused."""
     there = overrides.get(Key("Override", region))
     document = {
         "kind": "Override",
         "name": region,
         "spec": dict(spec),
-        "revision": there.revision if there else 0,
+        "revision": there.revision if there else NEW,
     }
     return res.parse(document, "request")
 

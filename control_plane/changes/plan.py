@@ -32,6 +32,7 @@ Action = Literal["create", "update", "delete", "unchanged"]
 
 
 _MOVES_LOAD = frozenset({"Region", "Model", "Route", "Override"})
+NEW = -1
 _NO_OUTLOOK = Outlook()
 _NO_STATE = State()
 
@@ -52,7 +53,8 @@ class Head(Struct, frozen=True):
 class Wanted(Struct, frozen=True):
     """What somebody asks for.
 
-    A put whose `revision` is not 0 must still be at that revision. `prune` also removes what
+    A put whose `revision` is not 0 must still be at that revision; where it is `NEW`, there must
+    not be such a resource yet. `prune` also removes what
     `puts` leaves out of the kinds it names, but never an Override.
     """
 
@@ -220,11 +222,18 @@ def _check_revisions(base: Base, wanted: Wanted) -> None:
     wrong = [
         resource.key
         for resource in wanted.puts
-        if resource.revision and resource.revision != base.revision_of(resource.key)
+        if (
+            resource.revision not in (0, NEW)
+            and resource.revision != base.revision_of(resource.key)
+        )
+        or (resource.revision == NEW and resource.key in base.resources)
     ]
     if wrong:
         asked = {resource.key: resource.revision for resource in wanted.puts}
-        lines = tuple(f"{told(base, key)}; yours is {asked[key]}" for key in wrong)
+        lines = tuple(
+            f"{told(base, key)}; yours is {'new' if asked[key] == NEW else asked[key]}"
+            for key in wrong
+        )
         raise ChangeConflict(tuple(wrong), lines)
 
 

@@ -13,9 +13,15 @@ from control_plane.cli import exits, options
 from control_plane.cli.context import connect
 from control_plane.cli.options import Format
 from control_plane.cli.output import good, print_data
-from control_plane.cli.plan_view import as_data, differs, print_changes, print_refusals
+from control_plane.cli.plan_view import (
+    as_data,
+    differs,
+    print_changes,
+    print_forecast,
+    print_refusals,
+)
 from control_plane.cli.region_progress import Goal, follow
-from control_plane.cli.region_view import newest, print_forecast, print_states, states
+from control_plane.cli.region_view import newest, print_states, states
 from control_plane.cli.waiting import wait_for_nodes
 from runtime.clock import SystemClock
 from runtime.errors import TradewindError
@@ -176,7 +182,8 @@ def restore(
         moving = " begins to return" if request.over_s else " restored"
         _print_done(response, f"{', '.join(names)}{moving}", dry_run, output)
         if wait and not dry_run:
-            _wait(client, response, Goal(tuple(names), 0.0, response.revision), request, timeout)
+            goal = Goal(tuple(names), 0.0, response.revision)
+            _wait(client, response, goal, request, timeout, output)
 
 
 @app.command("list")
@@ -241,7 +248,7 @@ def _set(
         _print_done(response, f"{', '.join(names)} {text}", request.dry_run, output)
         if wait and not request.dry_run:
             goal = Goal(tuple(names), request.percent, response.revision)
-            _wait(client, response, goal, request, timeout)
+            _wait(client, response, goal, request, timeout, output)
 
 
 def _wait(
@@ -250,12 +257,14 @@ def _wait(
     goal: Goal,
     request: pb.SetOverrideRequest | pb.ClearOverrideRequest,
     timeout: float | None,
+    output: Format,
 ) -> None:
     if request.over_s:
         follow(client, goal, timeout)
         typer.echo(good("complete"), err=True)
         return
-    wait_for_nodes(client, response.revision, _NODES_S if timeout is None else timeout)
+    limit_s = _NODES_S if timeout is None else timeout
+    wait_for_nodes(client, response.revision, limit_s, quiet=output is not Format.TABLE)
 
 
 def _selected(
@@ -301,13 +310,14 @@ def _print_done(response: pb.ApplyResponse, text: str, dry_run: bool, output: Fo
     else:
         if dry_run:
             print_changes(response, fields=True)
+        else:
+            for warning in response.warnings:
+                typer.echo(f"warning: {warning}", err=True)
         print_forecast(response)
         print_refusals(response)
         already = "" if differs(response) else " already"
         would = "would be: " if dry_run else ""
         typer.echo(would + good(f"{text}{already}") + f"; revision {response.revision}")
-    for warning in response.warnings if not dry_run or output is not Format.TABLE else ():
-        typer.echo(f"warning: {warning}", err=True)
     if dry_run and response.refusals:
         raise typer.Exit(exits.REFUSED)
 

@@ -108,23 +108,3 @@ def print_states(data: Sequence[dict[str, Any]]) -> None:
             typer.echo(bad(f"{d['name']} is down: {d['why']}"))
         if d["paused"]:
             typer.echo(f"{d['name']} waits at {d['percent']:.0f}%: {d['paused']}")
-
-
-def print_forecast(response: pb.ApplyResponse) -> None:
-    """For each region the load that it has, and would have, against its capacity."""
-    if not response.forecast:
-        return
-    if not any(load.known for load in response.forecast):
-        typer.echo("forecast: no load reports, so nothing can be said")
-        return
-    rows = [
-        (
-            load.region,
-            f"{load.before_tokens_per_s:,.0f}",
-            f"{load.after_tokens_per_s:,.0f}",
-            f"{load.capacity_tokens_per_s:,.0f}",
-            f"{load.after_tokens_per_s / max(load.capacity_tokens_per_s, 1e-9):.0%}",
-        )
-        for load in response.forecast
-    ]
-    print_table(("FORECAST", "NOW TOK/S", "THEN", "CAPACITY", "THEN USED"), rows)

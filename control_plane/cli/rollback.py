@@ -64,4 +64,10 @@ def rollback(
         response = client.rollback(request)
         show(response, output, dry_run=dry_run)
         if wait and not dry_run and differs(response):
-            wait_for_nodes(client, response.revision, timeout)
+            wait_for_nodes(
+                client,
+                response.revision,
+                timeout,
+                staged=response.staged,
+                quiet=output is not Format.TABLE,
+            )

@@ -24,10 +24,12 @@ class Progress(Struct, frozen=True):
     behind: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]  # node, why
     silent: tuple[str, ...]  # replicas that did not answer
+    later: tuple[str, ...] = ()  # those that a rollout has yet to reach
 
 
-def progress(client: AdminClient, revision: int) -> Progress:
-    """Ask every replica once. A node that moved counts where it is connected."""
+def progress(client: AdminClient, revision: int, *, staged: bool = False) -> Progress:
+    """Ask every replica once. A node that moved counts where it is connected. `staged`: the
+    change is rolled out in stages, so that not every node is to have it now."""
     nodes: dict[str, pb.NodeStatus] = {}
     silent = []
     for endpoint, status in client.statuses():
@@ -39,26 +41,39 @@ def progress(client: AdminClient, revision: int) -> Progress:
             # A replica that has not noticed yet that a node is gone knows it from earlier.
             if held is None or node.since_s > held.since_s:
                 nodes[node.id] = node
-    done = [n.id for n in nodes.values() if n.acked_revision >= revision]
-    refused = [
-        (n.id, n.nack_reason)
-        for n in nodes.values()
-        if n.acked_revision < revision <= n.nack_revision
-    ]
+    later = {n.id for n in nodes.values() if staged and n.staged}
+    due = [n for n in nodes.values() if n.id not in later]
+    done = [n.id for n in due if n.acked_revision >= revision]
+    refused = [(n.id, n.nack_reason) for n in due if n.acked_revision < revision <= n.nack_revision]
     out = {*done, *(name for name, _ in refused)}
-    behind = [name for name in nodes if name not in out]
+    behind = [n.id for n in due if n.id not in out]
     return Progress(
-        tuple(sorted(done)), tuple(sorted(behind)), tuple(sorted(refused)), tuple(silent)
+        tuple(sorted(done)),
+        tuple(sorted(behind)),
+        tuple(sorted(refused)),
+        tuple(silent),
+        tuple(sorted(later)),
     )
 
 
-def wait_for_nodes(client: AdminClient, revision: int, timeout_s: float) -> None:
-    """Return once all connected nodes acknowledged; raises `typer.Exit(NOT_EVERYWHERE)`."""
+def wait_for_nodes(
+    client: AdminClient,
+    revision: int,
+    timeout_s: float,
+    *,
+    staged: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Return once all connected nodes acknowledged; raises `typer.Exit(NOT_EVERYWHERE)`.
+
+    `staged`: those that a rollout has yet to reach are not waited for. `quiet`: stdout is for
+    something else.
+    """
     clock, pause = SystemClock(), threading.Event()
     started = clock.now()
     with spinner(f"waiting until every node has revision {revision}"):
         while True:
-            at = progress(client, revision)
+            at = progress(client, revision, staged=staged)
             if not at.behind or clock.now() - started > timeout_s:
                 break
             pause.wait(_POLL_S)
@@ -71,8 +86,13 @@ def wait_for_nodes(client: AdminClient, revision: int, timeout_s: float) -> None
         typer.echo("  they will take it up when they can; `tradewind status` shows it", err=True)
     if at.behind or at.refused:
         raise typer.Exit(exits.NOT_EVERYWHERE)
+    if at.later:
+        told = f"{len(at.done)} nodes have it, {len(at.later)} get it later"
+        typer.echo(f"{good(told)}: `tradewind rollout status`", err=quiet)
+        return
     if not at.done:
-        typer.echo("no node is connected yet")
+        typer.echo("no node is connected yet", err=quiet)
         return
     took_s = clock.now() - started
-    typer.echo(good(f"all {len(at.done)} connected nodes have it") + f" ({took_s:.1f} s)")
+    told = good(f"all {len(at.done)} connected nodes have it")
+    typer.echo(f"{told} ({took_s:.1f} s)", err=quiet)

@@ -8,11 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from control_plane.changes.errors import UnknownResource
+from control_plane import keys
+from control_plane.changes.errors import ChangeConflict, UnknownResource
 from control_plane.changes.overrides import Order, clear_override, set_override
-from control_plane.changes.plan import Wanted
+from control_plane.changes.plan import Base, Knowledge, Wanted, make_plan
+from control_plane.store.base import Entry, Listing
 from runtime.validation import InvalidDocument
 from tests.control_plane.mesh import resource
+from topology import resources as res
 from topology.directive import NONE, Directive
 from topology.resources import Key, OverrideSpec, Resource
 from topology.routing import Standing, standing
@@ -79,6 +82,14 @@ def test_a_paced_one_begins_where_the_region_stands(
             assert wanted.puts[0].revision == override.revision, "guarded by what it goes on from"
         else:
             assert override.key in wanted.removes, "one override per region"
+
+
+def test_one_that_nobody_was_to_put_there_is_a_conflict() -> None:
+    """Two operators at once: the second read before the first wrote."""
+    wanted = order(over_s=600.0)
+    base = Base.of(Listing(9, (Entry(keys.of_resource(held().key), res.encode(held()), 8),)))
+    with pytest.raises(ChangeConflict, match="Override/singapore is at revision 8; yours is new"):
+        make_plan(base, wanted, Knowledge(), NOW_S)
 
 
 def test_an_immediate_one_has_no_beginning() -> None:
