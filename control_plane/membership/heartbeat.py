@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
+import msgspec
 from google.protobuf.message import DecodeError
 from msgspec import Struct
 from xds.data.orca.v3 import orca_load_report_pb2 as orca
@@ -36,6 +38,14 @@ class Heartbeat(Struct, frozen=True):
     leaving: bool
     regions: dict[str, RegionSeen]
     load: Load | None
+
+    def of_regions(self, known: Collection[str]) -> Heartbeat:
+        """The same without what it says of regions that are not known: nobody's memory is filled
+        with them."""
+        if all(region in known for region in self.regions):
+            return self
+        kept = {region: seen for region, seen in self.regions.items() if region in known}
+        return msgspec.structs.replace(self, regions=kept)
 
     def member(self, role: str, name: str, since_s: float) -> Member:
         """As the registry keeps it. A node that drains takes nothing new: it is not healthy."""

@@ -42,7 +42,7 @@ ROLES = frozenset({"edge", "core"})
 FRESH_INTERVALS = 3  # a heartbeat older than this says nothing any more
 SOON_S = 0.25  # when a node shall come again that is not registered yet
 FIRST_TIMEOUT_S = 10.0  # how long a stream may stay silent at its beginning
-ADMISSION_WAIT_S = 10.0
+ADMISSION_WAIT_S = 3.0  # below the patience of `MembershipClientSettings.connect_timeout_ms`
 BURST = 20.0  # heartbeats that one node may send at once, and
 RATE_PER_S = 5.0  # how many it may go on with
 WORKERS_MAX = 64  # of one edge, as its settings allow
@@ -88,12 +88,7 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
 
     def seen(self) -> dict[str, dict[str, RegionSeen]]:
         """Edge node -> region -> how it sees it, from heartbeats that are fresh."""
-        known = self._known()
-        return {
-            node: {r: s for r, s in said.heartbeat.regions.items() if known is None or r in known}
-            for node, said in self._fresh()
-            if said.role == "edge"
-        }
+        return {node: said.heartbeat.regions for node, said in self._fresh() if said.role == "edge"}
 
     def cores(self) -> dict[str, CoreReport]:
         """Core -> its load, from heartbeats that are fresh."""
@@ -176,6 +171,9 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
         now_s, wall_s = self._clock.now(), self._clock.wall()
         role, known = stream.principal.role, self._known()
         name, notes = _place(stream.principal, known)
+        if known is not None:
+            notes += _unknown(heard.regions, known)
+            heard = heard.of_regions(known)
         standing = self._upkeep.heard(heard.member(role, name, wall_s), heard.lease)
         stream.standing = standing
         interval_s = self._interval_s()
@@ -187,8 +185,6 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
         else:
             until_s = now_s + FRESH_INTERVALS * interval_s
             self._said[heard.node] = _Said(heard, role, name, wall_s, until_s)
-        if known is not None:
-            notes += _unknown(heard.regions, known)
         soon = not standing.registered and self._registry.status.available
         return pb.HeartbeatReply(
             lease=standing.lease,

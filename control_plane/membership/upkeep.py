@@ -33,7 +33,8 @@ class Standing:
     """How one node stands with the registry."""
 
     __slots__ = (
-        "acted_s", "busy", "detail", "due_s", "lease", "leaves", "member", "registered", "written"
+        "acted_s", "busy", "detail", "due_s", "heard_s", "lease", "leaves", "member",
+        "registered", "written",
     )  # fmt: skip
 
     def __init__(self, member: Member, lease: int, now_s: float) -> None:
@@ -42,7 +43,8 @@ class Standing:
         self.registered = False  # as far as the last call said
         self.written: Member | None = None  # as the registry has it
         self.detail = ""
-        self.acted_s = now_s - REWRITE_S
+        self.heard_s = now_s
+        self.acted_s = now_s - REWRITE_S  # when its last call to the registry ended
         self.due_s = now_s
         self.busy = False
         self.leaves = False
@@ -100,6 +102,7 @@ class Upkeep:
         else:
             since_s = standing.member.since_s
             standing.member = msgspec.structs.replace(member, since_s=since_s)
+        standing.heard_s = now_s
         self._queue_if_due(member.node, standing, now_s)
         self._pump()
         return standing
@@ -131,9 +134,16 @@ class Upkeep:
         return member
 
     def _queue_if_due(self, node: str, standing: Standing, now_s: float) -> None:
-        changed = standing.written is not None and standing.written != standing.member
-        rewrite = changed and now_s >= standing.acted_s + REWRITE_S
-        if not standing.busy and (rewrite or now_s >= standing.due_s):
+        if standing.busy or now_s - standing.heard_s > self._registry.ttl_s:
+            return  # this process slept, or the node is gone without its stream having ended
+        if standing.written is None:
+            due = now_s >= standing.due_s
+        elif standing.written != standing.member:
+            due = now_s >= standing.acted_s + REWRITE_S
+        else:
+            # One heartbeat earns one renewal: what is no longer heard of is not kept alive.
+            due = now_s >= standing.due_s and standing.heard_s > standing.acted_s
+        if due:
             self._due[node] = None
 
     async def _tick_forever(self) -> None:
@@ -229,5 +239,7 @@ class Upkeep:
         self.failures += 1
         if not self._away:
             log.warning("the registry does not answer", reason=reason)
+        now_s = self._clock.now()
+        if not self._away or now_s >= self._not_before_s:  # else others failed at the same time
+            self._not_before_s = now_s + self._backoff.next_s()
         self._away = True
-        self._not_before_s = self._clock.now() + self._backoff.next_s()
