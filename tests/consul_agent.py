@@ -207,3 +207,10 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for probe in probes:
             probe.close()
+
+
+if __name__ == "__main__":
+    try:
+        print(f"Consul for the tests: {find_consul()}")
+    except NoConsul as reason:
+        print(f"NO CONSUL WILL BE TESTED: {reason}")
