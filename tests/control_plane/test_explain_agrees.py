@@ -1,0 +1,252 @@
+"""`explain` agrees with what requests then do: a real edge that follows discovery, real cores."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+import yaml
+
+from control_plane import keys
+from control_plane.admin.service import AdminService
+from control_plane.admin.status_sources import StatusSources
+from control_plane.catalog import Catalog
+from control_plane.changes.apply import Changes
+from control_plane.changes.plan import Wanted
+from control_plane.director import state as states
+from control_plane.director.directives import Directives
+from control_plane.director.observed import EdgeReport, Observed, RegionSeen
+from control_plane.director.state import Drain, State, Verdict
+from control_plane.discovery.server import DiscoveryServer, DiscoverySettings
+from control_plane.geodns.places import open_locator
+from control_plane.store.base import Put
+from control_plane.store.memory import MemoryStore
+from edge_node.server import EdgeWorker
+from edge_node.settings import EdgeSettings
+from runtime.clock import SystemClock
+from tests.control_plane.mesh import Mesh, region, resource, until
+from tests.edge_node.worlds import free_port, key_hash
+from topology.resources import Resource
+from topology.wire.channel import open_channel, server_credentials, server_options
+from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
+from topology.wire.gen.tradewind.v1 import admin_pb2_grpc
+
+NAMES = {"singapore": "SG", "frankfurt": "EU", "dubai": "AE"}
+KEYS = {"acme": "sk-acme-0123456789", "eurobank": "sk-eurobank-0123456789"}
+VIP, EU = "vip:singapore>frankfurt>dubai", "standard:frankfurt"
+ASKED = 200
+
+
+class World:
+    """A store, discovery and the admin API, without a director: the test is the director."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mesh = Mesh(folder / "mesh")
+        self.ports = {name: free_port() for name in NAMES}
+        self.http = free_port()
+        self.store = MemoryStore(SystemClock())
+        self.number = 0
+        self.edge: EdgeWorker
+        self.port = 0
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        clock = SystemClock()
+        for name in NAMES:
+            await self._start_core(name, stack)
+        catalog = Catalog(self.store, None, clock, Random(1))
+        directives = Directives(self.store, None, Random(2))
+        self.changes = Changes(self.store, catalog, clock, "cp-1")
+        settings = DiscoverySettings(debounce_ms=10)
+        discovery = DiscoveryServer(catalog, "cp-1", clock, settings, directives)
+        sources = StatusSources(directives=directives, observe=self._observe)
+        locator = open_locator(None, None, ())
+        admin = AdminService(
+            "cp-1", self.store, catalog, self.changes, discovery, locator, clock, sources
+        )
+        server = grpc.aio.server(options=server_options())
+        discovery.add_to(server)
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
+        credentials = server_credentials(self.mesh.identity("control/cp-1"))
+        self.port = server.add_secure_port("127.0.0.1:0", credentials)
+        catalog.start()
+        directives.start()
+        discovery.start()
+        await server.start()
+        for close in (catalog.close, directives.close, lambda: server.stop(0), discovery.close):
+            stack.push_async_callback(close)
+        await self.apply(*self.documents())
+        await self._start_edge(stack)
+
+    def documents(self) -> list[Resource]:
+        everything = {"models": ["*"], "tenants": ["*"], "regions": list(NAMES)}
+        return [
+            *(region(n, j, cores=[f"127.0.0.1:{self.ports[n]}"]) for n, j in NAMES.items()),
+            resource(
+                "EdgeSite", "london", city="London", latitude=51.5, longitude=-0.1,
+                jurisdiction="GB", addresses=["127.0.0.1"],
+            ),
+            resource("Model", "small", regions=list(NAMES), context_tokens=2048),
+            # On loopback all are equally near; the order says who is first.
+            resource("Route", "all", prefer="ordered", **everything),
+            resource("Tenant", "acme", tier="vip", api_keys=[key_hash(KEYS["acme"])]),
+            resource(
+                "Tenant", "eurobank", residency=["EU"], api_keys=[key_hash(KEYS["eurobank"])]
+            ),
+        ]  # fmt: skip
+
+    async def _start_core(self, name: str, stack: AsyncExitStack) -> None:
+        files = self.mesh.files(f"core/{name}")
+        document = {
+            "region": name,
+            "identity": {k: str(getattr(files, k)) for k in ("certificate", "key", "ca")},
+            "overlay": {"host": "127.0.0.1", "port": self.ports[name]},
+            "engine": "sim",
+            "sim": {"step_ms": 1},
+            "model": "small",
+        }
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(document))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "region_core", "run", "--settings", str(path),
+            stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+
+        async def kill() -> None:
+            process.kill()
+            await process.wait()
+
+        stack.push_async_callback(kill)
+
+    async def _start_edge(self, stack: AsyncExitStack) -> None:
+        settings = EdgeSettings(
+            name="london",
+            identity=self.mesh.files("edge/london"),
+            control_plane=(f"127.0.0.1:{self.port}",),
+            state_dir=self.folder,
+            port=self.http,
+            shutdown_grace_ms=500,
+        )
+        self.edge = EdgeWorker(settings, 0, SystemClock(), Random(3))
+        await self.edge.start()
+        stack.push_async_callback(self.edge.close)
+        await asyncio.wait_for(self.edge.tunnels.all_connected(), 20)
+
+    def _observe(self) -> Observed:
+        """As heartbeats tell it."""
+        views = self.edge.tunnels.views() if hasattr(self, "edge") else {}
+        seen = {name: RegionSeen(view.reachable, view.rtt_ms) for name, view in views.items()}
+        return Observed(0.0, {"edge/london": EdgeReport("edge/london", "london", 0.0, {}, seen)})
+
+    async def apply(self, *puts: Resource) -> None:
+        wanted = Wanted(puts=puts, force=("residency", "last-region", "many", "capacity"))
+        revision = (await self.changes.apply(wanted, "admin/test")).revision
+        if hasattr(self, "edge"):
+            await until(lambda: self.edge.app.serving.snapshot.revision >= revision)
+
+    async def direct(self, **what: Any) -> None:
+        self.number += 1
+        state = State(term=1, number=self.number, **what)
+        put = Put(keys.DIRECTOR_STATE, states.encode(state))
+        await self.store.transact([], [put])
+        choice = self.edge.app.serving.choice
+        await until(lambda: choice.directive.number == self.number)
+
+    async def explained(self, tenant: str) -> pb.ExplainResponse:
+        identity = self.mesh.identity("viewer/ada")
+        async with open_channel(f"127.0.0.1:{self.port}", identity) as channel:
+            stub = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
+            request = pb.ExplainRequest(edge="london", tenant=tenant, model="small")
+            answer: pb.ExplainResponse = await stub.Explain(request)
+            return answer
+
+    async def done(self, tenant: str) -> Counter[str]:
+        """Where `ASKED` requests went; `refused` counts 503s."""
+        found: Counter[str] = Counter()
+        headers = {"authorization": f"Bearer {KEYS[tenant]}", "cache-control": "no-store"}
+        body = {"model": "small", "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
+
+        async def some(client: httpx.AsyncClient) -> None:
+            for _ in range(ASKED // 4):
+                url = f"http://127.0.0.1:{self.http}/v1/chat/completions"
+                reply = await client.post(url, json=body, headers=headers)
+                assert reply.status_code in (200, 503), reply.text
+                found[reply.headers.get("x-tradewind-region", "refused")] += 1
+
+        async with httpx.AsyncClient(timeout=20) as client:
+            await asyncio.gather(*(some(client) for _ in range(4)))
+        return found
+
+    async def compare(self, tenant: str) -> dict[str, float]:
+        """What `explain` says of each region, after it was compared with what requests do."""
+        answer = await self.explained(tenant)
+        said = {r.name: r.share for r in answer.regions if not r.excluded}
+        if all(share < 0 for share in said.values()):
+            said = {r.name: float(r.chosen) for r in answer.regions}
+        done = await self.done(tenant)
+        for name in NAMES:
+            part = done[name] / ASKED
+            # More than three standard deviations of as many draws.
+            assert part == pytest.approx(said.get(name, 0.0), abs=0.11), (said, done)
+            if not said.get(name):
+                assert not done[name]
+        assert done["refused"] / ASKED == pytest.approx(1.0 - sum(said.values()), abs=0.11)
+        return said
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        world = World(tmp_path)
+        await world.start(stack)
+        yield world
+
+
+def override(name: str, percent: float, **spec: Any) -> Resource:
+    return resource(
+        "Override", name, region=name, action="drain", reason="test", percent=percent, **spec
+    )
+
+
+async def test_explain_agrees_with_what_requests_then_do(world: World) -> None:
+    assert await world.compare("acme") == {"singapore": 1.0, "frankfurt": 0.0, "dubai": 0.0}
+    assert (await world.compare("eurobank"))["frankfurt"] == 1.0
+
+    shares = {"london": {VIP: {"singapore": 0.5, "dubai": 0.3, "frankfurt": 0.2}}}
+    await world.direct(shares=shares)
+    said = await world.compare("acme")
+    assert said == pytest.approx({"singapore": 0.5, "dubai": 0.3, "frankfurt": 0.2})
+    answer = await world.explained("acme")
+    assert answer.demand_class == VIP
+    assert "by directive 1 of term 1" in answer.notes
+
+    await world.apply(override("singapore", 80))
+    assert (await world.compare("acme"))["singapore"] == pytest.approx(0.2)
+
+    down = {"dubai": Verdict(False, 0.0, "most say so")}
+    await world.direct(shares=shares, verdicts=down)
+    said = await world.compare("acme")
+    assert said == pytest.approx({"singapore": 0.2, "frankfurt": 0.8})
+    excluded = {r.name: r.why for r in (await world.explained("acme")).regions if r.excluded}
+    assert excluded["dubai"].startswith("down: ")
+
+    # A paced drain of a tenant's only region: as far as it has come, requests are refused.
+    await world.apply(override("frankfurt", 100, over_s=600))
+    await world.direct(
+        drains={"frankfurt": Drain("frankfurt", 40.0, 100.0, 0.0, override_revision=1_000)}
+    )
+    said = await world.compare("eurobank")
+    assert said == {"frankfurt": pytest.approx(0.6)}
+    whys = {r.name: r.why for r in (await world.explained("eurobank")).regions}
+    assert "drained by 40% on its way to 100%: test" in whys["frankfurt"]
+    assert "residency" in whys["singapore"]
