@@ -194,6 +194,16 @@ class Catalog:
         """The same, with its staleness as it is at this moment, announced or not."""
         return msgspec.structs.replace(self._view, stale_since_s=self._stale_since_s())
 
+    @property
+    def disk_failures(self) -> int:
+        """How many writes of the snapshot, or of the rollout beside it, failed."""
+        return sum(file.failures for file in (self._disk, self._rollout_disk) if file is not None)
+
+    @property
+    def disk_behind(self) -> bool:
+        """The disk does not hold what is served: a restart without the store would go back."""
+        return any(not file.saved for file in (self._disk, self._rollout_disk) if file is not None)
+
     def on_change(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
 

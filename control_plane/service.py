@@ -193,6 +193,10 @@ class Replica:
         yield Sample("tradewind_control_snapshot_revision", "The snapshot's revision", revision)
         held = len(view.snapshot)
         yield Sample("tradewind_control_resources", "Resources in the snapshot", held)
+        failed = self.catalog.disk_failures + self.directives.disk_failures
+        yield Sample("tradewind_control_disk_failures_total", "Writes to disk that failed", failed)
+        behind = self.catalog.disk_behind
+        yield Sample("tradewind_control_disk_behind", "The disk lacks what is served", behind)
         unusable = len(view.problems)
         yield Sample("tradewind_control_problems", "Unusable things in the store", unusable)
 

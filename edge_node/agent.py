@@ -85,6 +85,11 @@ class Agent:
             "Whether its configuration may be out of date.",
             status.stale,
         )
+        yield Sample(
+            "tradewind_edge_disk_failures_total",
+            "Writes of its configuration to disk that failed.",
+            self._ads.disk_failures,
+        )
 
     def standing(self) -> Standing:
         """Where this worker stands with the control plane now."""

@@ -143,6 +143,8 @@ class Core:
             yield Sample(
                 "tradewind_core_control_plane_connected", "Whether it is heard.", connected
             )
+            failed = self._ads.disk_failures
+            yield Sample("tradewind_core_disk_failures_total", "Failed writes to disk.", failed)
         if self._member is not None:
             registered = self._member.status.registered
             yield Sample("tradewind_core_registered", "Whether it is in the registry.", registered)

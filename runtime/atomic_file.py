@@ -11,12 +11,17 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from runtime import logs
 from runtime.errors import TradewindError
 
 log = logs.get("disk")
+
+RETRY_S = 15.0
+
+Content = bytes | Callable[[], bytes]
 
 
 class DamagedFile(TradewindError):
@@ -27,16 +32,24 @@ class CheckedFile:
     """Keeps the newest of what it is given, from a thread, so that the event loop never waits.
 
     What something newer overtakes before its turn is never written. `what` names the content in
-    the header and in messages. A failed write is logged and counted in `failures`; the file
-    keeps what it had.
+    the header and in messages. A write that fails (a full disk) is logged, counted in `failures`
+    and tried again every `retry_s`; meanwhile the file keeps what it had.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, what: str, retry_s: float = RETRY_S) -> None:
         self.path = path
         self.failures = 0
         self._what = what
-        self._unsaved: bytes | None = None
+        self._retry_s = retry_s
+        self._unsaved: Content | None = None
+        self._writing = False
+        self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def saved(self) -> bool:
+        """The file holds what was given last."""
+        return self._unsaved is None and not self._writing
 
     def load(self) -> bytes | None:
         """What was kept; None where nothing was, or where it is damaged (which is logged)."""
@@ -46,25 +59,38 @@ class CheckedFile:
             log.error("the file on disk is ignored", reason=str(error))
             return None
 
-    def keep(self, data: bytes) -> None:
-        """Write `data` soon. Needs a running event loop."""
+    def keep(self, data: Content) -> None:
+        """Write `data`, or what it returns when called in a thread, soon. Needs a running loop."""
         self._unsaved = data
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._write(), name=f"keep-{self._what}")
 
     async def close(self) -> None:
-        """Return when what was kept is written."""
+        """Return when what was kept is written, or cannot be."""
+        self._closing.set()
         if self._task is not None:
             await self._task
+        self._closing.clear()
 
     async def _write(self) -> None:
         while self._unsaved is not None:
             data, self._unsaved = self._unsaved, None
+            self._writing = True
             try:
-                await asyncio.to_thread(save, self.path, self._what, data)
+                await asyncio.to_thread(self._save, data)
             except OSError as error:
                 self.failures += 1
                 log.error("not saved", path=str(self.path), reason=str(error))
+                self._unsaved = self._unsaved or data
+                if self._closing.is_set():
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), self._retry_s)
+            finally:
+                self._writing = False
+
+    def _save(self, data: Content) -> None:
+        save(self.path, self._what, data() if callable(data) else data)
 
 
 def save(path: Path, what: str, body: bytes) -> None:

@@ -49,6 +49,11 @@ class Directives:
     def on_change(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
 
+    @property
+    def disk_failures(self) -> int:
+        """How many writes to disk failed."""
+        return self._disk.failures if self._disk is not None else 0
+
     def directive_for(self, node: str) -> Directive:
         """What `node` is to be told now."""
         return directive_for(self.state, node)

@@ -19,6 +19,7 @@ from control_plane.store.base import Store
 from runtime.clock import SystemClock
 from runtime.identity import Identity, IdentityFiles, Principal
 from topology import resources as res
+from topology.directive import Directive
 from topology.geo import PrefixRow
 from topology.resources import Resource
 from topology.snapshot import Snapshot
@@ -88,6 +89,7 @@ async def node(
     last_good: Path | None = None,
     on_snapshot: Callable[[Snapshot], None] = lambda _: None,
     node_id: str | None = None,
+    on_directive: Callable[[Directive], None] | None = None,
 ) -> AsyncIterator[AdsClient]:
     """A node that follows `endpoints`."""
     client = AdsClient(
@@ -99,6 +101,7 @@ async def node(
         SystemClock(),
         Random(2),
         QUICK,
+        on_directive,
     )
     client.start()
     try:

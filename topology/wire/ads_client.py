@@ -135,6 +135,12 @@ class AdsClient:
         self._confirm()
         return self._status
 
+    @property
+    def disk_failures(self) -> int:
+        """How many writes of the snapshot or the directive to disk failed."""
+        files = (self._last_good, self._directive_file)
+        return sum(file.failures for file in files if file is not None)
+
     def start(self) -> None:
         """Take up snapshot and directive on disk, then begin to look for a control plane."""
         self._take_last_good()

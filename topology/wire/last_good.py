@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from runtime import atomic_file, logs
+from runtime.atomic_file import CheckedFile
 from runtime.errors import TradewindError
 from runtime.validation import InvalidDocument
 from topology.snapshot import Snapshot
@@ -22,26 +23,30 @@ class DamagedSnapshot(TradewindError):
 
 
 class LastGood:
-    """Keeps the newest snapshot in a file, from a thread, so that the event loop never waits.
+    """Keeps the newest snapshot in a file: see `runtime.atomic_file.CheckedFile`."""
 
-    A snapshot that a newer one overtakes before its turn is never written. A failed write (a
-    full disk) is logged and counted in `failures`; the file keeps what it had.
-    """
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, retry_s: float = atomic_file.RETRY_S) -> None:
         self.path = path
-        self.failures = 0
-        self._unsaved: Snapshot | None = None
-        self._on_disk: Snapshot | None = None  # what the file holds, as far as this process knows
-        self._task: asyncio.Task[None] | None = None
+        self._file = CheckedFile(path, _WHAT, retry_s)
+        self._last: Snapshot | None = None  # the newest that is, or is to be, in the file
+
+    @property
+    def failures(self) -> int:
+        """How many writes failed."""
+        return self._file.failures
+
+    @property
+    def saved(self) -> bool:
+        """The file holds the newest snapshot."""
+        return self._file.saved
 
     def load(self) -> Snapshot | None:
         """What was kept; None where nothing was, or where it is damaged (which is logged)."""
         try:
-            self._on_disk = load(self.path)
+            self._last = load(self.path)
         except DamagedSnapshot as error:
             log.error("the last good snapshot is ignored", reason=str(error))
-        return self._on_disk
+        return self._last
 
     @property
     def vouched_s(self) -> float:
@@ -53,30 +58,18 @@ class LastGood:
 
     async def vouch(self, snapshot: Snapshot, wall_s: float) -> None:
         """Note on the file that `snapshot` is still what holds, if the file is up with it."""
-        if snapshot is self._on_disk:
+        if snapshot is self._last and self._file.saved:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(os.utime, self.path, (wall_s, wall_s))
 
     def keep(self, snapshot: Snapshot) -> None:
         """Write `snapshot` soon. Needs a running event loop."""
-        self._unsaved = snapshot
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._write(), name="last-good")
+        self._last = snapshot
+        self._file.keep(snapshot.encode)
 
     async def close(self) -> None:
-        """Return when what was kept is written."""
-        if self._task is not None:
-            await self._task
-
-    async def _write(self) -> None:
-        while self._unsaved is not None:
-            snapshot, self._unsaved = self._unsaved, None
-            try:
-                await asyncio.to_thread(save, self.path, snapshot)
-                self._on_disk = snapshot
-            except OSError as error:
-                self.failures += 1
-                log.error("the snapshot was not saved", path=str(self.path), reason=str(error))
+        """Return when what was kept is written, or cannot be."""
+        await self._file.close()
 
 
 def save(path: Path, snapshot: Snapshot) -> None:
