@@ -20,7 +20,8 @@ from lab.clients import resolve
 from lab.control import Answer, Order, ProcessState
 from lab.errors import AddressBusy, LabError, ProcessDied
 from lab.etcd_cluster import EtcdCluster
-from lab.settings_files import CONTROL_PLANE, SettingsFiles
+from lab.report import Takeover
+from lab.settings_files import CONTROL_PLANE, REPLICA_METRICS, SettingsFiles
 from lab.supervisor import Supervisor, require_free, resident_mb
 from lab.world import (
     CORE_HTTP_PORT,
@@ -53,6 +54,7 @@ class Lab:
         self._lock: IO[str] | None = None
         self._supervisor: Supervisor | None = None
         self.etcd: EtcdCluster | None = None
+        self.takeover: Takeover | None = None  # once `depose` has been called
 
     @property
     def _cluster(self) -> EtcdCluster:
@@ -105,7 +107,36 @@ class Lab:
         """Drain a region as an operator would."""
         await self._tradewind("region", "drain", region, "--reason", "the lab's exercise")
 
-    async def kill_core(self, region: str) -> None:
+    async def depose(self) -> None:
+        """Kill the replica that directs, and wait until another one does."""
+        loop = asyncio.get_running_loop()
+        killed = await self._director("")
+        at_s = loop.time()
+        await self.supervisor.kill(killed)
+        successor = await self._director(killed)
+        self.takeover = Takeover(
+            killed=killed,
+            successor=successor,
+            takeover_ms=round((loop.time() - at_s) * 1000, 1),
+        )
+
+    async def _director(self, other_than: str) -> str:
+        """The replica that says that it directs, once one does that is not `other_than`."""
+        found = ""
+
+        async def asked() -> bool:
+            nonlocal found
+            for name, port in REPLICA_METRICS.items():
+                status, body = await _http_get("127.0.0.1", port, "/metrics")
+                if status == 200 and _directs(body) and name != other_than:
+                    found = name
+            return bool(found)
+
+        await self.supervisor.until("a director", asked, READY_TIMEOUT_S)
+        return found
+
+    async def kill_etcd_and_core(self, region: str) -> None:
+        await self._kill("etcd")
         await self.supervisor.kill(f"core-{region}")
 
     async def obey(self, order: Order) -> Answer:
@@ -294,7 +325,7 @@ async def _http_get(host: str, port: int, path: str) -> tuple[int, bytes]:
         try:
             request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
             writer.write(request.encode())
-            reply = await asyncio.wait_for(reader.read(65536), 2.0)
+            reply = await asyncio.wait_for(reader.read(), 2.0)
         finally:
             writer.close()
     except (OSError, TimeoutError):
@@ -302,6 +333,13 @@ async def _http_get(host: str, port: int, path: str) -> tuple[int, bytes]:
     head, _, body = reply.partition(b"\r\n\r\n")
     parts = head.split(b" ", 2)
     return (int(parts[1]), body) if len(parts) > 1 and parts[1].isdigit() else (0, b"")
+
+
+def _directs(metrics: bytes) -> bool:
+    return any(
+        line.startswith(b"tradewind_director_leading ") and float(line.split()[1]) == 1
+        for line in metrics.splitlines()
+    )
 
 
 async def _http_ok(host: str, port: int) -> bool:

@@ -21,7 +21,7 @@ from lab.control import Order
 from lab.control import send as send_order
 from lab.control import serve as serve_control
 from lab.report import Report, failover, totals
-from lab.story import DRAINED, DRAINED_NOW, DRAINING, KILLED, KILLED_NOW, Story
+from lab.story import DEPOSED, DRAINED, DRAINED_NOW, DRAINING, KILLED, KILLED_NOW, Story
 from lab.view import LinesView, LiveView, show_report
 from lab.world import CLIENT_CITIES, DNS_PORT, EDGES, LONDON, MODEL, SERVICE, TENANTS
 from runtime.errors import TradewindError
@@ -153,7 +153,8 @@ def _story(world: Lab, view: LiveView | LinesView, now: Callable[[], float]) -> 
     return Story(
         clients,
         drain=lambda: world.drain(DRAINED),
-        kill=lambda: world.kill_core(KILLED),
+        depose=world.depose,
+        kill=lambda: world.kill_etcd_and_core(KILLED),
         audience=view,
         now=now,
     )
@@ -162,10 +163,12 @@ def _story(world: Lab, view: LiveView | LinesView, now: Callable[[], float]) -> 
 def _report(world: Lab, story: Story, setup_s: float, duration_s: float) -> Report:
     seen, began = tuple(story.outcomes), story.began_s
     drain_s, drained_s, kill_s = began[DRAINING], began[DRAINED_NOW], began[KILLED_NOW]
+    assert world.takeover is not None  # the story has told of it
     return Report(
         engine=world.engine,
         requests=seen,
-        drain=failover(DRAINED, drain_s, drained_s, kill_s, seen),
+        drain=failover(DRAINED, drain_s, drained_s, began[DEPOSED], seen),
+        director=world.takeover,
         kill=failover(KILLED, kill_s, kill_s, duration_s, seen),
         totals=totals(seen, world.memory_mb()),
         setup_s=round(setup_s, 1),

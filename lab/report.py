@@ -25,7 +25,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     answer: str
     error: str = ""
     begun_s: float  # seconds since the story began
-    phase: str  # when it began: steady | draining | drained | killed
+    phase: str  # when it began: steady | draining | drained | deposed | killed
 
     @property
     def failed(self) -> bool:
@@ -50,6 +50,17 @@ class Failover(Struct, frozen=True, kw_only=True):
     first_served_elsewhere_ms: float | None
 
 
+class Takeover(Struct, frozen=True, kw_only=True):
+    """What became of the control plane when the replica that directs was killed.
+
+    `takeover_ms`: from the kill until another replica said that it directs.
+    """
+
+    killed: str
+    successor: str
+    takeover_ms: float
+
+
 class Totals(Struct, frozen=True, kw_only=True):
     """Counts over the whole run; memory in MB by kind of process, its largest."""
 
@@ -71,6 +82,7 @@ class Report(Struct, frozen=True, kw_only=True):
     engine: str
     requests: tuple[Outcome, ...]
     drain: Failover
+    director: Takeover
     kill: Failover
     totals: Totals
     setup_s: float

@@ -30,6 +30,7 @@ from topology.api_key import digest
 REPLICAS = ("cp-1", "cp-2")
 CONTROL_PLANE = tuple(f"127.0.0.1:{ADMIN_PORT + i}" for i in range(len(REPLICAS)))
 METRICS_PORT = 9400
+REPLICA_METRICS = {name: METRICS_PORT + index for index, name in enumerate(REPLICAS)}
 
 
 class SettingsFiles(Struct, frozen=True):
@@ -63,7 +64,7 @@ def write(
             config / f"{name}.yaml",
             {
                 "listen": CONTROL_PLANE[index],
-                "metrics": f"127.0.0.1:{METRICS_PORT + index}",
+                "metrics": f"127.0.0.1:{REPLICA_METRICS[name]}",
                 "identity": identity("control", name),
                 "data_dir": str(directory / "state" / name),
                 "etcd": {"endpoints": list(etcd_endpoints)},

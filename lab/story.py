@@ -1,4 +1,5 @@
-"""What happens in the lab: all is well, Frankfurt is drained, Singapore is killed.
+"""What happens in the lab: all is well, Frankfurt is drained, the director is killed, then all of
+etcd and Singapore.
 
 Clients never stop asking. Each phase lasts until every city has had an answer to something it
 asked after the phase began, so that a slow machine tells the same story, only more slowly.
@@ -16,6 +17,7 @@ from lab.report import Outcome
 
 # `draining` lasts as long as the command, which returns once every node has acknowledged.
 STEADY, DRAINING, DRAINED_NOW, KILLED_NOW = "steady", "draining", "drained", "killed"
+DEPOSED = "deposed"  # the replica that directs is killed, until another has taken over
 MIN_PHASE_S = 5.0
 MAX_PHASE_S = 60.0
 DRAINED = "frankfurt"
@@ -33,18 +35,20 @@ class Audience(Protocol):
 
 
 class Story:
-    """Runs the phases over `clients`; `drain` and `kill` do the deeds."""
+    """Runs the phases over `clients`; `drain`, `depose` and `kill` do the deeds."""
 
     def __init__(
         self,
         clients: list[Client],
         drain: Act,
+        depose: Act,
         kill: Act,
         audience: Audience,
         now: Callable[[], float],
     ) -> None:
         self._clients = clients
         self._drain = drain
+        self._depose = depose
         self._kill = kill
         self._audience = audience
         self._now = now
@@ -65,7 +69,10 @@ class Story:
             await self._drain()
             self._enter(DRAINED_NOW, f"{DRAINED} is drained: every node has acknowledged")
             await self._until_told(asking)
-            self._enter(KILLED_NOW, f"{KILLED}'s core is killed with SIGKILL")
+            self._enter(DEPOSED, "the replica that directs is killed with SIGKILL")
+            await self._depose()
+            await self._until_told(asking)
+            self._enter(KILLED_NOW, f"all of etcd and {KILLED}'s core are killed with SIGKILL")
             await self._kill()
             await self._until_told(asking)
         finally:

@@ -130,6 +130,12 @@ def show_report(console: Console, report: Report) -> None:
     """The tables at the end: where each city was served, and what the failovers cost."""
     console.print(_requests_table(report.requests, console.width))
     console.print(_failover_table((report.drain, report.kill)))
+    director = report.director
+    console.print(
+        f"Director {director.killed} killed: {director.successor} directed "
+        f"{director.takeover_ms:.0f} ms later. After that everything was served without etcd.",
+        highlight=False,
+    )
     totals = report.totals
     memory = ", ".join(f"{kind} {mb:.0f} MB" for kind, mb in sorted(totals.memory_mb.items()))
     console.print(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lab.report import Failover, Report, totals
+from lab.report import Failover, Report, Takeover, totals
 from lab.view import LiveView, show_report
 from tests.lab.test_report import seen
 
@@ -38,6 +38,7 @@ def test_the_tables_at_the_end(width: int) -> None:
     )  # fmt: skip
     report = Report(
         engine="sim", requests=tuple(OUTCOMES), drain=cost, kill=cost,
+        director=Takeover(killed="cp-1", successor="cp-2", takeover_ms=2100.0),
         totals=totals(OUTCOMES, {"edge": 90.0}), setup_s=1.0, duration_s=2.0,
     )  # fmt: skip
     console = terminal(width)

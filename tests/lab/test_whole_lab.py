@@ -67,10 +67,13 @@ def test_the_story(tmp_path: Path) -> None:
     assert homes["Mumbai"] == homes["Bahrain"] == "dubai"
     assert homes["Hong Kong"] == "dubai", "gulfbank's data may not enter Singapore"
 
-    drained = [r for r in report["requests"] if r["phase"] in ("drained", "killed")]
+    drained = [r for r in report["requests"] if r["phase"] in ("drained", "deposed", "killed")]
     assert "frankfurt" not in {r["region"] for r in drained}
     killed = [r for r in report["requests"] if r["phase"] == "killed"]
     assert {r["region"] for r in killed if r["served_by"] == "region"} == {"dubai"}
+    director = report["director"]
+    assert {director["killed"], director["successor"]} == {"cp-1", "cp-2"}
+    assert 0 < director["takeover_ms"] < 20_000  # 3 s by design; a loaded machine is slower
     gulf = [r for r in report["requests"] if r["tenant"] == "gulfbank"]
     assert "singapore" not in {r["region"] for r in gulf}, "residency was broken"
     for cost in (report["drain"], report["kill"]):
