@@ -23,6 +23,7 @@ from topology.resources import Key
 MARK = "deadline_ms"  # the field of a Tenant that says which write it comes from
 FIRST_MARK = 10_000
 SETUP = "setup"
+SLOW_S = 5.0  # a request that took longer has waited for something that it must not wait for
 
 
 class Fate(enum.Enum):
@@ -245,6 +246,11 @@ def _requests(journal: Journal) -> list[str]:
         f"a request to {', '.join(r.edges)} failed after {r.took_s:.2f} s: {r.error}"
         for r in journal.requests
         if r.error
+    ]
+    out += [
+        f"a request to {r.edges[-1]} took {r.took_s:.2f} s"
+        for r in journal.requests
+        if r.took_s > SLOW_S and not r.error
     ]
     for request in journal.requests:
         for edge in request.edges[:-1]:

@@ -280,6 +280,12 @@ class System:
                 return f"{replica}: {status.message}"
             if not status.store.available or status.stale_since_s or status.problems:
                 return f"{replica}: {status.store.detail} {list(status.problems)}"
+            if sorted(status.replicas) != sorted(REPLICAS):
+                return f"{replica} knows of the replicas {list(status.replicas)}"
+        directors = {(s.director.replica, s.director.term) for s in statuses.values()}  # type: ignore[union-attr]
+        selves = [replica for replica, s in statuses.items() if s.director.self]  # type: ignore[union-attr]
+        if len(directors) != 1 or [name for name, _ in directors] != selves:
+            return f"directors are {directors}, by their own word {selves}"
         revisions = {replica: s.revision for replica, s in statuses.items()}  # type: ignore[union-attr]
         revision = max(revisions.values())
         if set(revisions.values()) != {revision}:

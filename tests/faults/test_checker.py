@@ -152,3 +152,5 @@ def test_a_request_that_failed_or_had_to_move() -> None:
         assert (mistakes(book, store.found()) == []) is well
     book.requests = [Request(0.0, 1.0, ("london",), "", "HTTP 503: busy")]
     assert "failed after 1.00 s: HTTP 503" in found_in(book, store)
+    book.requests = [Request(0.0, 9.0, ("london",), "frankfurt", "")]
+    assert "took 9.00 s" in found_in(book, store)
