@@ -29,6 +29,11 @@ def beyond_types(kind: str, spec: object, source: str) -> list[Problem]:
                 for index, address in enumerate(_list(spec.get(field))):
                     path = f"spec.{field}[{index}]"
                     require(_port_fits(address), path, address, "host:port, port 1 to 65535")
+            for index, address in enumerate(_list(spec.get("endpoints"))):
+                host = address.rpartition(":")[0] if isinstance(address, str) else None
+                bare = host.removeprefix("[").removesuffix("]") if host else None
+                path = f"spec.endpoints[{index}]"
+                require(_is_address(bare), path, address, "<IP address>:port: xDS takes no names")
         case "Link":
             require(
                 spec.get("source") != spec.get("target") or not spec.get("source"),

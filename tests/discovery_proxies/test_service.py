@@ -20,7 +20,7 @@ from control_plane.service import Replica
 from control_plane.store.memory import MemoryStore
 from runtime.clock import SystemClock
 from tests.control_plane.mesh import Mesh, at, serving, until
-from tests.discovery_proxies.worlds import drain, put, resources
+from tests.discovery_proxies.worlds import drain, put, resources, tenant
 from topology.wire.channel import open_channel
 from topology.wire.gen.tradewind.v1 import admin_pb2, admin_pb2_grpc
 
@@ -169,6 +169,18 @@ async def test_who_never_acknowledges_loses_its_stream(mesh: Mesh, delta: bool) 
         (session,) = replica.proxies.sessions
         assert not session.connected
         assert session.acked_revision == 0
+
+
+async def test_who_never_reads_loses_its_stream(mesh: Mesh) -> None:
+    many = [tenant(f"tenant-{i}") for i in range(3_000)]  # more than fits into a window
+    async with made(mesh, ack_timeout_ms=300) as (replica, store):
+        for start in range(0, len(many), 100):
+            await put(store, *many[start : start + 100])
+        await until(lambda: len(replica.catalog.view.snapshot.tenants) > 3_000)
+        async with stream(mesh, replica) as peer:
+            await peer.ask(ROUTES, "tradewind")
+            await until(lambda: list(replica.proxies.sessions))
+            await until(lambda: not any(s.connected for s in replica.proxies.sessions))
 
 
 async def test_who_says_nothing_loses_its_stream(mesh: Mesh) -> None:

@@ -280,14 +280,14 @@ def test_a_refusal_is_noted_and_not_repeated(peer: Peer) -> None:
     there = bundle()
     started(peer, there)
     earlier = peer.session.acked_revision
-    after = translate(world(resource("Policy", "default", request_max_bytes=4096)), PROFILE)
+    after = bundle(resource("Policy", "default", attempts=2))
     response = peer.next(after)
-    assert response.type_url == LISTENER
+    assert response.type_url == ROUTES
     peer.refuse(response, "cannot bind" + "!" * 5_000)
     nack = peer.session.nack
     assert nack is not None
     assert nack.revision == after.revision
-    assert nack.reason.startswith("Listener: cannot bind")
+    assert nack.reason.startswith("RouteConfiguration: cannot bind")
     assert len(nack.reason) <= 2_000
     assert peer.settle(after) == []
     assert peer.session.acked_revision == earlier
@@ -295,8 +295,8 @@ def test_a_refusal_is_noted_and_not_repeated(peer: Peer) -> None:
     assert peer.settle(there) == []
     assert peer.session.nack is None
     # Something new is offered again.
-    better = translate(world(resource("Policy", "default", request_max_bytes=8192)), PROFILE)
-    assert peer.settle(better) == [LISTENER]
+    better = bundle(resource("Policy", "default", attempts=1))
+    assert peer.settle(better) == [ROUTES]
     assert peer.session.acked_revision == better.revision
 
 

@@ -30,6 +30,7 @@ from control_plane.discovery.proxies.translation import (
     Translator,
 )
 from runtime.identity import Principal
+from runtime.validation import InvalidDocument
 from tests.discovery_proxies.worlds import REGIONS, drain, region, resource, tenant, world
 from topology.demand import DemandClass
 from topology.resources import Key
@@ -165,10 +166,16 @@ def test_what_nobody_takes_is_dropped() -> None:
     assert drop.drop_percentage.numerator == 300_000
 
 
-def test_addresses_that_eds_cannot_carry_or_that_are_there_twice() -> None:
+@pytest.mark.parametrize("endpoint", ["core.example:80", "127.0.0.1:0", "127.0.0:80", "[::g]:80"])
+def test_endpoints_are_addresses(endpoint: str) -> None:
+    with pytest.raises(InvalidDocument, match="endpoints"):
+        region("singapore", endpoint)
+
+
+def test_addresses_that_are_there_twice() -> None:
     here = world(
-        region("singapore", "127.0.0.1:80", "127.0.0.1:80", "core.example:80", "[::1]:80"),
-        region("dubai", "127.0.0.1:80", "gulf.example:80"),
+        region("singapore", "127.0.0.1:80", "127.0.0.1:80", "[::1]:80"),
+        region("dubai", "127.0.0.1:80"),
     )
     assignment = decoded(translate(here, ENVOY), ENDPOINTS)[VIP]
     assert [g.locality.region for g in assignment.endpoints] == ["singapore", "frankfurt"]
@@ -292,7 +299,15 @@ def test_a_node_speaks_for_itself() -> None:
     gateway = Principal("proxy", "gateway")
     assert check_node_id("proxy/gateway", gateway) == "proxy/gateway"
     assert check_node_id("proxy/gateway/7", gateway) == "proxy/gateway/7"
-    for stranger in ("", "proxy/other", "gateway", "proxy/gateway/", "proxy/gateway2"):
+    for stranger in (
+        "",
+        "proxy/other",
+        "gateway",
+        "proxy/gateway/",
+        "proxy/gateway2",
+        "proxy/gateway/a/b",
+        "proxy/gateway/" + "x" * 64,
+    ):
         with pytest.raises(NotAllowed):
             check_node_id(stranger, gateway)
 

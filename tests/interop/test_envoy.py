@@ -152,6 +152,9 @@ async def test_residency_and_refusals(tokyo: Scene) -> None:
         answer = await tokyo.ask(**headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), headers
         assert answer.headers["content-type"] == "application/json"
+    named_twice = [("x-tradewind-tenant", "acme"), ("x-tradewind-tenant", "eurobank")]
+    answer = await tokyo.client.get(f"http://127.0.0.1:{tokyo.port}/", headers=named_twice)
+    assert answer.status_code == 403
     # Its only region is drained: an error, and not another region.
     await tokyo.put(drain("frankfurt", 100))
     assert (await tokyo.ask(tenant="eurobank", model="smol")).status_code == 503

@@ -8,28 +8,28 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm,
 )
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
+from google.protobuf.wrappers_pb2 import BoolValue
 
 from control_plane.discovery.proxies.clusters import address, over_ads
 from control_plane.discovery.proxies.node import Profile
 from control_plane.discovery.proxies.routes import NAME
-from topology.resources import PolicySpec
 
 # How long a client may take for its headers, so that slow ones hold no connection for ever.
 _HEADERS_TIMEOUT_S = 10
 _IDLE_TIMEOUT_S = 300
+_BUFFER_BYTES = 2 * 2**20
 
 
-def listener_for(profile: Profile, policy: PolicySpec) -> listener_pb2.Listener:
+def listener_for(profile: Profile) -> listener_pb2.Listener:
+    """It depends on the proxy alone: a listener that changes is opened anew, which closes its
+    connections."""
     listener = listener_pb2.Listener(name=NAME)
     if profile.flavour == "grpc":
         listener.api_listener.api_listener.Pack(_manager(profile))
         return listener
     listener.address.CopyFrom(address(*profile.listen))
-    # What a retry must still have in hand.
-    listener.per_connection_buffer_limit_bytes.CopyFrom(
-        UInt32Value(value=min(policy.request_max_bytes, 2**31))
-    )
+    # Of a request: what a retry must still have in hand. Larger ones are not tried again.
+    listener.per_connection_buffer_limit_bytes.value = _BUFFER_BYTES
     chain = listener.filter_chains.add()
     chain.filters.add(name="http").typed_config.Pack(_manager(profile))
     return listener

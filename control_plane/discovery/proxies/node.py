@@ -39,7 +39,8 @@ def check_node_id(node_id: str, principal: Principal) -> str:
     """The id of a proxy is its principal, and `/<instance>` where there are several."""
     own = str(principal)
     instance = node_id.removeprefix(f"{own}/")
-    if node_id != own and (instance == node_id or not instance or len(instance) > 63):
+    good = instance != node_id and 0 < len(instance) <= 63 and "/" not in instance
+    if node_id != own and not good:
         raise NotAllowed(
             f"node {node_id[:100]!r} with the certificate of {own}",
             hint=f"node.id must be {own!r}, or {own + '/<instance>'!r}",

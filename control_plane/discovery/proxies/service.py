@@ -241,7 +241,7 @@ class ProxyDiscovery:
             response = session.next_response(bundle, now_s, stale=stale)
             if response is not None:
                 self._pushes += 1
-                await context.write(response)
+                await self._send(context, response)
                 continue
             try:
                 async with asyncio.timeout(WARM_S if session.waits else None):
@@ -250,6 +250,15 @@ class ProxyDiscovery:
                 continue
         if stream.refusal is not None:
             raise stream.refusal
+
+    async def _send(self, context: Any, response: bytes) -> None:
+        """Raises `NoAnswer`: who does not read is not waited for."""
+        limit_s = self._settings.ack_timeout_ms / 1e3
+        try:
+            async with asyncio.timeout(limit_s):
+                await context.write(response)
+        except TimeoutError as error:
+            raise NoAnswer(f"the proxy did not read for {limit_s:g} s") from error
 
     def _publish(self) -> None:
         """Raises `NothingToServe`: no configuration is not the same as an empty one."""

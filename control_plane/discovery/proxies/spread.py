@@ -85,7 +85,7 @@ def shares(order: Sequence[str], weights: Mapping[str, float], away: Mapping[str
             refused += part
         elif weight > 0:
             for region in takers:
-                out[region] = out.get(region, 0.0) + part * weights.get(region, 0.0) / weight
+                out[region] = out.get(region, 0.0) + part * (weights.get(region, 0.0) / weight)
         else:
             out[takers[0]] = out.get(takers[0], 0.0) + part
     taking = {region: share for region, share in out.items() if share > 0}

@@ -109,7 +109,7 @@ class Translator:
 
     def listeners(self, profile: Profile) -> Mapping[str, Packed]:
         def make() -> Mapping[str, Packed]:
-            listener = listener_for(profile, self.world.snapshot.policy)
+            listener = listener_for(profile)
             return {listener.name: _pack(listener.name, listener)}
 
         return self._once(self._lasting, (LISTENER, profile.flavour, profile.listen), make)
