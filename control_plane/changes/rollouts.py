@@ -6,6 +6,7 @@ the director, or two operators, never undo each other's word unseen.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -94,7 +95,8 @@ class Rollouts:
         record = view.rollout
         if record is None or not record.under_way or not view.rollout_revision or view.withheld:
             return
-        moved = rollout.advance(record, view.snapshot, observed, now_s)
+        # With ten thousand edges it takes longer than the event loop should wait.
+        moved = await asyncio.to_thread(rollout.advance, record, view.snapshot, observed, now_s)
         if moved is None:
             return
         try:

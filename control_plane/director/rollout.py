@@ -97,23 +97,18 @@ def _counted(
 ) -> RolloutRecord:
     """With the time and the requests since it was last counted."""
     step_s = min(max(now_s - record.counted_s, 0.0), LONGEST_STEP_S)
-    counts = record.counts
+    requests, errors = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}
     for report in observed.edges.values():
-        requests = step_s * sum(load.requests_per_s for load in report.demand.values())
-        errors = step_s * sum(load.errors_per_s for load in report.demand.values())
         has = _has(record, revision, observed, report)
-        if has is True:
-            counts = msgspec.structs.replace(
-                counts,
-                requests_with=counts.requests_with + requests,
-                errors_with=counts.errors_with + errors,
-            )
-        elif has is False:
-            counts = msgspec.structs.replace(
-                counts,
-                requests_without=counts.requests_without + requests,
-                errors_without=counts.errors_without + errors,
-            )
+        if has is not None:
+            requests[has] += sum(load.requests_per_s for load in report.demand.values())
+            errors[has] += sum(load.errors_per_s for load in report.demand.values())
+    counts = Counts(
+        record.counts.requests_with + step_s * requests[True],
+        record.counts.errors_with + step_s * errors[True],
+        record.counts.requests_without + step_s * requests[False],
+        record.counts.errors_without + step_s * errors[False],
+    )
     return msgspec.structs.replace(
         record, revision=revision, counts=counts, counted_s=now_s, held_s=record.held_s + step_s
     )

@@ -377,3 +377,70 @@ async def test_a_replica_that_restarts_without_the_store_still_knows_who_waits(
         assert before.regions["frankfurt"].capacity_tokens_per_s == 100
     finally:
         await again.close()
+
+
+class Oracle:
+    """What all nodes, and what nodes that wait, are to be served: kept by hand."""
+
+    def __init__(self, held: dict[Key, object]) -> None:
+        self.head = dict(held)
+        self.before = dict(held)
+        self.under_way = False
+
+    def change(self, key: Key, spec: object | None, *, immediate: bool) -> None:
+        waits = key.kind != "Override" and not immediate
+        self.under_way = self.under_way or waits
+        for world_ in (self.head,) if waits else (self.head, self.before):
+            world_.pop(key, None)
+            if spec is not None:
+                world_[key] = spec
+
+    def end(self, action: str) -> None:
+        self.under_way = False
+        self.head = dict(self.before if action == "abort" else self.head)
+        self.before = dict(self.head)
+
+
+def specs(snapshot: Snapshot) -> dict[Key, object]:
+    return {resource.key: resource.spec for resource in snapshot}
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_whatever_operators_do_nodes_that_wait_are_served_what_was_before(
+    bench: Bench, seed: int
+) -> None:
+    rng = Random(seed)
+    await bench.catalog.reached(bench.store.revision, 1.0)
+    oracle = Oracle(specs(bench.catalog.view.snapshot))
+    for _ in range(25):
+        if oracle.under_way and rng.random() < 0.15:
+            action = rng.choice(["abort", "promote"])
+            await bench.rollouts.control(action, "", "operator/bob")
+            oracle.end(action)
+        else:
+            await one_change(bench, oracle, rng)
+        await bench.catalog.reached(bench.store.revision, 1.0)
+        view = bench.catalog.view
+        assert specs(view.snapshot) == oracle.head
+        assert (view.rollout is not None and view.rollout.under_way) is oracle.under_way
+        if oracle.under_way:
+            assert specs(bench.before) == oracle.before
+
+
+async def one_change(bench: Bench, oracle: Oracle, rng: Random) -> None:
+    """One resource is put or removed, in whichever way is allowed."""
+    immediate = rng.random() < 0.3
+    if rng.random() < 0.25:
+        put = override(rng.choice(["singapore", "frankfurt"]), rng.choice([10.0, 20.0]))
+    else:
+        tier = rng.choice(["vip", "standard", "batch"])
+        put = resource("Tenant", rng.choice(["t-1", "t-2", "t-3"]), tier=tier)
+    key, spec = put.key, put.spec
+    wanted = Wanted(puts=(put,), immediate=immediate, force=("rollout", "many"))
+    if key in oracle.head and rng.random() < 0.4:
+        spec = None
+        wanted = msgspec.structs.replace(wanted, puts=(), removes=(key,))
+    if oracle.head.get(key) == spec:
+        return
+    await bench.changes.apply(wanted, "operator/alice")
+    oracle.change(key, spec, immediate=immediate)
