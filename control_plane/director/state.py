@@ -30,6 +30,7 @@ class Verdict(Struct, frozen=True):
     flaps: float = 0.0  # the penalty for past changes, as of `since_s`
     doubt_s: float = 0.0  # how long the evidence has spoken against it, as of `doubt_at_s`
     doubt_at_s: float = 0.0  # 0: it does not
+    proven: bool = False  # that the region was ever alive
 
 
 class Drain(Struct, frozen=True):

@@ -4,7 +4,8 @@ A region goes down for all only when more than a quorum of the edges that report
 least two, cannot reach it, *and* the registry knows no healthy core of it, for `down_after_s`.
 It is up again when a quorum reaches it and the registry does not object, for `up_after_s` times a
 factor that doubles with each recent flap (in the manner of RFC 2439: a penalty with a half-life,
-and a longest hold). A region that nobody has judged yet is up.
+and a longest hold). A region that nobody has judged yet is up. One that was never seen alive (the
+whole system is starting) comes up as quickly as it went down, and gets no penalty.
 
 What counts as no evidence changes nothing: no edge that reports on a region, a registry that is
 away (then nobody is newly declared down, and the edges alone can bring a region back).
@@ -87,22 +88,31 @@ def count(seen: Mapping[str, Mapping[str, bool]], regions: Iterable[str]) -> dic
 def _judge(
     verdict: Verdict | None, votes: Votes, well: bool | None, policy: HealthPolicy, now_s: float
 ) -> Verdict:
+    alive = votes.reach > 0 or well is True
     if verdict is None:
-        return Verdict(up=True, since_s=now_s)
+        return Verdict(up=True, since_s=now_s, proven=alive)
     if verdict.since_s > now_s:  # the clock was set back: nothing of it lies in the future
         verdict = msgspec.structs.replace(verdict, since_s=now_s)
+    if verdict.up and alive and not verdict.proven:
+        verdict = msgspec.structs.replace(verdict, proven=True)
     if verdict.up:
         against = votes.say_down(policy.quorum) and well is False
-        hold_s = policy.down_after_s
     else:
         against = votes.say_up(policy.quorum) and well is not False
-        hold_s = hold_down_s(penalty_at(verdict, policy, now_s), policy)
+    hold_s = _hold_s(verdict, policy, now_s)
     if not against:
         return msgspec.structs.replace(verdict, doubt_s=0.0, doubt_at_s=0.0)
     held = _doubted(verdict, hold_s, now_s)
     if held.doubt_s + _credit_s(held, hold_s, now_s) < hold_s:
         return held
     return _turned(verdict, votes, well, policy, now_s)
+
+
+def _hold_s(verdict: Verdict, policy: HealthPolicy, now_s: float) -> float:
+    """How long evidence must speak against the verdict."""
+    if verdict.up or not verdict.proven:
+        return policy.down_after_s
+    return hold_down_s(penalty_at(verdict, policy, now_s), policy)
 
 
 def _doubted(verdict: Verdict, hold_s: float, now_s: float) -> Verdict:
@@ -127,9 +137,15 @@ def _turned(
     verdict: Verdict, votes: Votes, well: bool | None, policy: HealthPolicy, now_s: float
 ) -> Verdict:
     penalty = penalty_at(verdict, policy, now_s)
-    if verdict.up:
+    if verdict.up and verdict.proven:
         penalty = min(penalty + 1.0, _penalty_max(policy))
-    return Verdict(up=not verdict.up, since_s=now_s, why=_why(votes, well), flaps=penalty)
+    return Verdict(
+        up=not verdict.up,
+        since_s=now_s,
+        why=_why(votes, well),
+        flaps=penalty,
+        proven=verdict.proven or not verdict.up,
+    )
 
 
 def penalty_at(verdict: Verdict, policy: HealthPolicy, now_s: float) -> float:

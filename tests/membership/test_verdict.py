@@ -106,6 +106,18 @@ def test_a_region_nobody_has_judged_is_up_and_one_that_is_gone_is_forgotten() ->
     assert set(after) == {"dubai"} and after["dubai"].up
 
 
+def test_a_world_that_starts_waits_for_nobody() -> None:
+    """Edges are there before the cores have loaded their weights."""
+    run = Run()
+    run.step("nnnn", False)
+    assert run.until(False, "nnnn", False) <= 1 + POLICY.down_after_s
+    run.steps(30, "nnnn", False)
+    assert run.until(True, "yyyy", True) == 1 + POLICY.down_after_s
+    assert run.verdicts[R].flaps == 0
+    run.until(False, "nnnn", False)  # from now on it is as any other
+    assert run.until(True, "yyyy", True) == 1 + POLICY.up_after_s
+
+
 def test_the_thresholds_are_asymmetric() -> None:
     run = Run()
     run.step("yyyy", True)
@@ -262,18 +274,20 @@ class Naive:
     penalty: float = 0.0
     now: int = -1
     against: list[bool] | None = None
+    proven: bool = False
 
     def tell(self, said: Seen, well: bool | None) -> bool:
         self.now += 1
-        if self.against is None:
-            self.against = []
-            return self.up
         edges: dict[str, list[bool]] = {}
         for node, regions in said.items():
             if R in regions:
                 edges.setdefault(node.split("/")[1], []).append(regions[R])
         reach = [edge for edge, views in edges.items() if any(views)]
         miss = [edge for edge, views in edges.items() if not any(views)]
+        self.proven = self.proven or (self.up and (bool(reach) or well is True))
+        if self.against is None:
+            self.against = []
+            return self.up
         down = len(miss) >= 2 and len(miss) / len(edges) > self.policy.quorum
         back = not down and bool(reach)
         back = back and (not miss or len(reach) / len(edges) > self.policy.quorum)
@@ -290,14 +304,16 @@ class Naive:
         return penalty if penalty >= 0.01 else 0.0
 
     def _hold(self) -> float:
-        if self.up:
+        if self.up or not self.proven:
             return self.policy.down_after_s
         longest = self.policy.flap_longest_hold_s
         return min(self.policy.up_after_s * 2 ** max(0.0, self._decayed() - 1), longest)
 
     def _turn(self) -> None:
         most = 1 + math.log2(self.policy.flap_longest_hold_s / self.policy.up_after_s)
-        self.penalty = min(self._decayed() + 1, most) if self.up else self._decayed()
+        flap = self.up and self.proven
+        self.penalty = min(self._decayed() + 1, most) if flap else self._decayed()
+        self.proven = self.proven or not self.up
         self.up, self.since, self.against = not self.up, self.now, []
 
 
@@ -353,7 +369,7 @@ def test_a_single_edges_view_never_matters_to_others(
 
 
 def test_holds_and_penalties() -> None:
-    verdict = Verdict(up=False, since_s=T0, flaps=4.0)
+    verdict = Verdict(up=False, since_s=T0, flaps=4.0, proven=True)
     assert penalty_at(verdict, POLICY, T0) == 4.0
     assert penalty_at(verdict, POLICY, T0 + 300) == 2.0
     assert penalty_at(verdict, POLICY, T0 - 300) == 4.0
