@@ -31,7 +31,6 @@ from topology.snapshot import Snapshot
 Action = Literal["create", "update", "delete", "unchanged"]
 
 
-_MOVES_LOAD = frozenset({"Region", "Model", "Route", "Override"})
 NEW = -1
 _NO_OUTLOOK = Outlook()
 _NO_STATE = State()
@@ -193,12 +192,21 @@ def _of_nothing(base: Base, wanted: Wanted) -> Plan:
 
 
 def _forecast_warnings(changes: list[Change], loads: Forecast) -> tuple[str, ...]:
-    moves = any(c.key.kind in _MOVES_LOAD and c.action != "unchanged" for c in changes)
+    moves = any(_moves_load(change) for change in changes)
     if loads.unknown and moves:
         return (f"no forecast of the load per region: {loads.unknown}",)
     if loads.unserved > 0.5:
         return (f"{loads.unserved:,.0f} tokens/s that are served now would have no region",)
     return ()
+
+
+def _moves_load(change: Change) -> bool:
+    """Whether it may take load away from where it is. What is new takes none."""
+    if change.action == "unchanged":
+        return False
+    return change.key.kind == "Override" or (
+        change.key.kind in ("Region", "Model", "Route") and change.before is not None
+    )
 
 
 def _check(wanted: Wanted) -> None:

@@ -71,10 +71,13 @@ def test_a_dry_run_shows_the_load_that_each_region_would_carry(cli: Cli) -> None
 
 def test_without_load_reports_the_forecast_says_that_it_knows_nothing(cli: Cli) -> None:
     cli.background.apply(*world())
-    told = cli("apply", "-f", "-", "--dry-run", stdin=yaml_of(region("dubai", "AE")))
+    drain = resource("Override", "singapore", region="singapore", action="drain", reason="x")
+    told = cli("apply", "-f", "-", "--dry-run", stdin=yaml_of(drain))
     assert told.exit_code == 0
     assert "unknown" in told.stdout
     assert "no forecast of the load per region" in told.stderr
+    new = cli("apply", "-f", "-", "--dry-run", stdin=yaml_of(region("dubai", "AE")))
+    assert new.stderr == "", "what is new takes no load from anywhere"
 
 
 def test_delete_as_a_plan(cli: Cli) -> None:
