@@ -104,6 +104,7 @@ class Replica:
                 rng,
                 replica=self.name,
                 listen=settings.advertise or settings.listen,
+                ready=lambda: self.catalog.view.ready,
             ),
             settings.membership,
             settings.election_ttl_s,
