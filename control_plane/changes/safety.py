@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from control_plane.changes.errors import CAPACITY, LAST_REGION, MANY, RESIDENCY, Refusal
 from control_plane.changes.forecast import Forecast
 from topology.resources import KINDS, Key
-from topology.routing import active_override, route_for, selects
+from topology.routing import route_for, selects
 from topology.snapshot import Snapshot
 
 MANY_SHARE = 0.30
@@ -61,12 +61,17 @@ def over_capacity(found: Forecast) -> tuple[Refusal, ...]:
 
 
 def _open_regions(snapshot: Snapshot, now_s: float) -> frozenset[str]:
-    """The regions that take requests: those not drained or failed over whole."""
-    drained = set()
-    for region in {spec.region for spec in snapshot.overrides.values()}:
-        override = active_override(snapshot, region, now_s)
-        if override is not None and override.percent >= 100.0:
-            drained.add(region)
+    """The regions that take requests: those not drained or failed over whole.
+
+    A paced override counts by where it begins and by where it goes: a region that requests are
+    to return to, over a time, takes none of them yet.
+    """
+    drained = {
+        spec.region
+        for spec in snapshot.overrides.values()
+        if (spec.expires_s is None or spec.expires_s > now_s)
+        and max(spec.percent, spec.from_percent if spec.over_s > 0 else 0.0) >= 100.0
+    }
     return frozenset(snapshot.regions) - drained
 
 

@@ -9,12 +9,13 @@ import msgspec
 import pytest
 
 from control_plane import keys
+from control_plane.changes import safety
 from control_plane.changes.errors import ChangeConflict, UnknownResource
 from control_plane.changes.overrides import Order, clear_override, set_override
 from control_plane.changes.plan import Base, Knowledge, Wanted, make_plan
 from control_plane.store.base import Entry, Listing
 from runtime.validation import InvalidDocument
-from tests.control_plane.mesh import resource
+from tests.control_plane.mesh import resource, world
 from topology import resources as res
 from topology.directive import NONE, Directive
 from topology.resources import Key, OverrideSpec, Resource
@@ -168,3 +169,12 @@ def test_what_holds_of_a_paced_override_on_a_node() -> None:
     assert percent(told(55.0, revision=4)) == 20.0, "of the override before it"
     assert percent(told(55.0, revision=6)) == 55.0, "the node has yet to hear of the newer one"
     assert percent(told(55.0, region="dubai")) == 20.0
+
+
+def test_a_region_that_requests_return_to_over_a_time_is_not_one_that_is_left() -> None:
+    back = held("frankfurt", region="frankfurt", percent=0.0, over_s=600.0, from_percent=100.0)
+    before = Snapshot.build(1, [*world(), back])
+    after = before.changed(2, [held("singapore")])
+    assert [r.rule for r in safety.refusals(before, after, NOW_S)] == ["last-region"]
+    restored = Snapshot.build(1, world())
+    assert not safety.refusals(restored, restored.changed(2, [held("singapore")]), NOW_S)
