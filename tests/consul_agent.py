@@ -133,15 +133,29 @@ def _run(work: Path, *command: str) -> None:
 
 
 class ConsulAgent:
-    """One agent, a server of its own, on free ports of 127.0.0.1. It keeps nothing on disk, so a
-    restarted one has lost what was registered. Call all of it from the thread of `start`."""
+    """One agent on free ports of 127.0.0.1: a server of its own, which keeps nothing on disk, so
+    that a restarted one has lost what was registered; or a client of the agent `join`. Call all of
+    it from the thread of `start`."""
 
-    def __init__(self, binary: Path, directory: Path, config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        binary: Path,
+        directory: Path,
+        config: dict[str, Any] | None = None,
+        join: ConsulAgent | None = None,
+    ) -> None:
         self.directory = directory
         self._binary = binary
         ports = dict(zip(("http", "serf_lan", "server"), _free_ports(3), strict=True))
         off = dict.fromkeys(("dns", "grpc", "https", "serf_wan"), -1)
         self.port = ports["http"]
+        self.serf_port = ports["serf_lan"]
+        self._mode = ["-dev"]
+        if join is not None:
+            self._mode = [
+                f"-data-dir={directory / 'data'}",
+                f"-retry-join=127.0.0.1:{join.serf_port}",
+            ]
         self._config: dict[str, Any] = {"ports": ports | off, "log_level": "info"}
         self._config |= {"disable_update_check": True, "node_name": "test"} | (config or {})
         self._process: subprocess.Popen[bytes] | None = None
@@ -151,12 +165,12 @@ class ConsulAgent:
         return f"127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Start it and wait until it leads itself."""
+        """Start it and wait until there is a leader."""
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "agent.json"
         config.write_text(json.dumps(self._config))
-        command = [str(self._binary), "agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1"]
-        command.append(f"-config-file={config}")
+        command = [str(self._binary), "agent", "-bind=127.0.0.1", "-client=127.0.0.1"]
+        command += [*self._mode, f"-config-file={config}"]
         with (self.directory / "agent.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],

@@ -169,6 +169,41 @@ async def test_the_health_service_tells_nothing_else() -> None:
         await endpoint.close()
 
 
+async def test_a_node_that_moves_to_the_replica_of_another_agent(
+    mesh: Mesh, own_agent: ConsulAgent, consul_binary: Path, tmp_path: Path
+) -> None:
+    """Two machines, each with a replica and an agent; the first dies whole."""
+    second_agent = ConsulAgent(
+        consul_binary, tmp_path / "second", {"node_name": "second"}, join=own_agent
+    )
+    await second_agent.start()
+    stays = Serving(mesh, registry(own_agent.address), SETTINGS)
+    dies = Serving(mesh, registry(second_agent.address), SETTINGS)
+    await stays.start()
+    await dies.start()
+    try:
+        async with node(mesh, "core/dubai", [stays.endpoint, dies.endpoint], core_report) as client:
+            await until(lambda: client.status.registered)
+            assert client.status.endpoint == dies.endpoint  # by the seed of `node`
+            for here in (dies, stays):
+                await until(lambda here=here: "core/dubai" in here.registry.members, 10)  # type: ignore[misc]
+            before = stays.registry.members["core/dubai"]
+            await dies.kill()
+            second_agent.kill()
+            await until(lambda: client.status.endpoint == stays.endpoint, 10)
+            await until(lambda: client.status.registered, 10)
+            loop = asyncio.get_running_loop()
+            end_s = loop.time() + SETTINGS.ttl_s + 1.0
+            while loop.time() < end_s:  # through the end of the older check
+                assert stays.registry.members["core/dubai"] == before
+                await asyncio.sleep(0.05)
+        await until(lambda: "core/dubai" not in stays.registry.members, 5)
+    finally:
+        await dies.close()
+        await stays.close()
+        second_agent.kill()
+
+
 async def test_a_token_is_needed_read_and_read_again(consul_binary: Path, tmp_path: Path) -> None:
     master = "6f9b2a10-5f0e-4a7c-9f5d-2f0d5a4c1e77"
     acl = {"enabled": True, "default_policy": "deny", "tokens": {"master": master}}
