@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from control_plane.admin.explain import Explanation
 from control_plane.catalog import View
@@ -17,6 +18,7 @@ from topology.resources import Key, Resource
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 from topology.wire.gen.tradewind.v1 import resource_pb2
 
+REASON_MAX = 1_000  # characters: it is kept with every change
 _HISTORY_BYTES = 2 * 2**20  # one change more may follow
 
 _ACTIONS = {
@@ -25,6 +27,14 @@ _ACTIONS = {
     "delete": pb.Change.ACTION_DELETE,
     "unchanged": pb.Change.ACTION_UNCHANGED,
 }
+
+
+def check_reason(request: Any) -> None:
+    """Raise `InvalidDocument` where a request's reason is longer than is kept."""
+    length = len(getattr(request, "reason", ""))
+    if length > REASON_MAX:
+        allowed = f"at most {REASON_MAX}"
+        raise InvalidDocument([Problem("request", "reason", f"{length} characters", allowed)])
 
 
 def wanted(request: pb.ApplyRequest) -> Wanted:

@@ -235,6 +235,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         try:
             principal = principal_of_call(context)
             access.check_call(principal, method, request)
+            messages.check_reason(request)
             async with asyncio.timeout(limit_s):
                 return await call(principal)
         except Exception as error:  # the request's outermost edge

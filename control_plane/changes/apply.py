@@ -147,7 +147,9 @@ class Changes:
             outlook=self._outlook(),
             state=self._state(),
         )
-        return staging.judged(make_plan(base, wanted, knowledge, self._clock.wall()))
+        plan = make_plan(base, wanted, knowledge, self._clock.wall())
+        _check_size(plan)
+        return staging.judged(plan)
 
     async def _planned_rollback(self, base: Base, revision: int, wanted: Wanted) -> Plan:
         later = await self.archive.since(base.head, revision)
@@ -231,9 +233,7 @@ class Changes:
         raise error
 
 
-def _transaction(
-    plan: Plan, change_id: str, author: str, replica: str, now_s: float, keep: int
-) -> tuple[list[Guard], list[Operation]]:
+def _check_size(plan: Plan) -> None:
     if len(plan.effective) > MAX_RESOURCES:
         raise InvalidDocument(
             [
@@ -245,6 +245,11 @@ def _transaction(
                 )
             ]
         )
+
+
+def _transaction(
+    plan: Plan, change_id: str, author: str, replica: str, now_s: float, keep: int
+) -> tuple[list[Guard], list[Operation]]:
     guards = [Guard(keys.HEAD, plan.base.head_revision)]
     operations = history.records(plan, change_id, author, replica, now_s, keep)
     for change in plan.effective:

@@ -17,6 +17,7 @@ from control_plane.changes.plan import Head, head_of
 from control_plane.store.base import Entry, Store
 
 LIMIT_MAX = 1_000
+PAGE_BYTES = 8 * 2**20
 _BLOCK = 10  # numbers that share all but their last digit are listed together
 _AT_ONCE = 4  # blocks
 
@@ -30,6 +31,7 @@ class Kept(Struct, frozen=True):
     audit: AuditEntry | None
     hash: str  # of the audit entry
     damaged: str = ""
+    size: int = 0  # bytes in the store
 
     def concerns(self, kind: str, name: str) -> bool:
         """Whether the change touched the resource, or one of the kind; empty: any."""
@@ -70,15 +72,16 @@ class Archive:
     async def page(
         self, limit: int, before: int = 0, kind: str = "", name: str = ""
     ) -> tuple[list[Kept], int]:
-        """The newest changes first, at most `limit`, older than number `before`; and the number
-        of the oldest that is kept."""
+        """The newest changes first, at most `limit` and not many more than `PAGE_BYTES`, older
+        than number `before`; and the number of the oldest that is kept."""
         head = await self.head()
         newest = min(head.number, before - 1) if before else head.number
         found: list[Kept] = []
         for numbers in _chunks(newest, head.oldest):
-            found += [k for k in await self._kept(numbers) if k.concerns(kind, name)]
-            if len(found) >= limit:
-                break
+            there = await self._kept(numbers)
+            found += [kept for kept in there if kept.concerns(kind, name)]
+            if not there or len(found) >= limit or sum(k.size for k in found) > PAGE_BYTES:
+                break  # numbers without entries come of a head that somebody else wrote
         return found[:limit], head.oldest
 
     async def since(self, head: Head, revision: int) -> list[HistoryEntry]:
@@ -115,7 +118,10 @@ class Archive:
         entries = (await self._store.list(keys.AUDIT)).entries
         digests: dict[int, str] = {}
         for numbers in _chunks(first.number, first.oldest) if first is not None else ():
-            for entry in await self._entries(keys.of_history, numbers):
+            there = await self._entries(keys.of_history, numbers)
+            if not there:
+                break  # whatever the head says: the first that is missing is told
+            for entry in there:
                 number = keys.number_of(entry.key)
                 if number is not None:
                     digests[number] = audit.hash_of(entry.value)
@@ -146,9 +152,9 @@ def _chunks(newest: int, oldest: int) -> Iterator[range]:
 
 
 def _kept(number: int, entry: Entry, audited: Entry | None) -> Kept:
-    told, digest, damaged = None, "", ""
+    told, digest, damaged, size = None, "", "", len(entry.value)
     if audited is not None:
-        digest = audit.hash_of(audited.value)
+        digest, size = audit.hash_of(audited.value), size + len(audited.value)
         try:
             told = audit.decode(audited.value)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -156,8 +162,8 @@ def _kept(number: int, entry: Entry, audited: Entry | None) -> Kept:
     try:
         held = history.decode(entry.value, number)
     except HistoryDamaged as error:
-        return Kept(number, entry.revision, None, told, digest, error.message)
-    return Kept(number, entry.revision, held, told, digest, damaged)
+        return Kept(number, entry.revision, None, told, digest, error.message, size)
+    return Kept(number, entry.revision, held, told, digest, damaged, size)
 
 
 def _unknown(revision: int, nearest: int) -> UnknownRevision:

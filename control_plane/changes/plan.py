@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from control_plane import keys
 from control_plane.catalog import decode_entry
@@ -43,10 +43,10 @@ class Head(Struct, frozen=True):
     history and audit are kept. Both are missing where an earlier version wrote the head.
     """
 
-    number: int = 0
+    number: Annotated[int, Meta(ge=0, lt=10**12)] = 0
     id: str = ""
     hash: str = ""
-    oldest: int = 1
+    oldest: Annotated[int, Meta(ge=1)] = 1
 
 
 class Wanted(Struct, frozen=True):

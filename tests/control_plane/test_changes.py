@@ -189,7 +189,15 @@ async def test_a_broken_value_can_be_put_over_and_removed(bench: Bench) -> None:
     assert list(await bench.held()) == [Key("Region", "a")]
 
 
-@pytest.mark.parametrize("harm", [Put(keys.HEAD, b"nonsense"), Delete(keys.HEAD)])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        Put(keys.HEAD, b"nonsense"),
+        Put(keys.HEAD, b'{"number": -5, "id": ""}'),
+        Put(keys.HEAD, b'{"number": 1000000000000000, "id": ""}'),
+        Delete(keys.HEAD),
+    ],
+)
 async def test_a_lost_head_does_not_stop_anybody(bench: Bench, harm: Operation) -> None:
     await bench.apply(region("a"))
     await bench.store.transact([], [harm])

@@ -129,6 +129,17 @@ def test_history_and_rollback(cli: Cli) -> None:
     assert cli("rollback", "--to", "1", "--reason", " ").exit_code == 2
 
 
+def test_what_is_too_large_is_refused_before_anything_is_done(cli: Cli) -> None:
+    long = cli("delete", "Tenant", "x", "--reason", "y" * 1_001)
+    assert long.exit_code == 2
+    assert "reason: found 1001 characters; allowed: at most 1000" in long.stderr
+    many = yaml_of(*(region(f"r{n}") for n in range(121)))
+    for how in ((), ("--dry-run",)):
+        result = cli("apply", "-f", "-", *how, stdin=many)
+        assert result.exit_code == 2
+        assert "at most 120 in one transaction: apply it in parts" in result.stderr
+
+
 def test_audit(cli: Cli) -> None:
     assert "nothing was changed yet" in cli.ok("audit", "verify")
     cli.background.apply(*world())

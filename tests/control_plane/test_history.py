@@ -222,6 +222,28 @@ async def test_pages_and_filters(bench: Bench) -> None:
     assert (await archive.page(10, before=1))[0] == []
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"number": 10**11, "id": "x", "hash": "", "oldest": 1},
+        {"number": 2, "id": "x", "oldest": 10**9},
+    ],
+)
+async def test_a_head_of_nonsense_costs_bounded_work_and_stops_nobody(
+    bench: Bench, head: dict[str, object]
+) -> None:
+    first = await bench.apply(region("a"))
+    await bench.apply(region("b"))
+    await bench.store.transact([], [Put(keys.HEAD, msgspec.json.encode(head))])
+    async with asyncio.timeout(5):
+        await bench.changes.archive.page(50)
+        assert not (await bench.changes.archive.verify()).intact
+        with pytest.raises((HistoryDamaged, UnknownRevision)):
+            await bench.changes.roll_back(first, WHY, "o/a")
+        await bench.apply(region("c"))
+    assert len(await bench.held()) == 3
+
+
 # Undoing against replaying: whatever was done, the state of then is found again.
 
 NAMES = ("a", "b", "c")
