@@ -10,7 +10,6 @@ from control_plane.changes import history
 from control_plane.changes.apply import Changes
 from control_plane.changes.plan import Wanted
 from control_plane.director.state import Outlook, State
-from control_plane.store.memory import MemoryStore
 from runtime.clock import ManualClock
 from topology.resources import Key, Resource
 
@@ -23,7 +22,7 @@ class Bench:
     `outlook` and `state` are what the director is taken to have seen and decided.
     """
 
-    def __init__(self, store: MemoryStore, keep: int = history.KEEP) -> None:
+    def __init__(self, store: Any, keep: int = history.KEEP) -> None:
         self.store = store
         self.clock = ManualClock(wall=NOW_S)
         self.catalog = Catalog(store, None, self.clock, Random(1))
