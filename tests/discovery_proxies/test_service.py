@@ -20,7 +20,7 @@ from control_plane.service import Replica
 from control_plane.store.memory import MemoryStore
 from runtime.clock import SystemClock
 from tests.control_plane.mesh import Mesh, at, serving, until
-from tests.discovery_proxies.worlds import drain, put, resources, tenant
+from tests.discovery_proxies.worlds import drain, put, resource, resources, tenant
 from topology.wire.channel import open_channel
 from topology.wire.gen.tradewind.v1 import admin_pb2, admin_pb2_grpc
 
@@ -172,11 +172,14 @@ async def test_who_never_acknowledges_loses_its_stream(mesh: Mesh, delta: bool) 
 
 
 async def test_who_never_reads_loses_its_stream(mesh: Mesh) -> None:
-    many = [tenant(f"tenant-{i}") for i in range(3_000)]  # more than fits into a window
+    # Megabytes of routes: more than anybody has room for on the way.
+    held = {"regions": ["frankfurt"], "context_tokens": 2048}
+    models = [resource("Model", f"model-{i}", **held) for i in range(100)]
+    tenants = [tenant(f"tenant-{i}") for i in range(900)]
     async with made(mesh, ack_timeout_ms=300) as (replica, store):
-        for start in range(0, len(many), 100):
-            await put(store, *many[start : start + 100])
-        await until(lambda: len(replica.catalog.view.snapshot.tenants) > 3_000)
+        for start in range(0, 1_000, 100):
+            await put(store, *[*models, *tenants][start : start + 100])
+        await until(lambda: len(replica.catalog.view.snapshot.tenants) > 900)
         async with stream(mesh, replica) as peer:
             await peer.ask(ROUTES, "tradewind")
             await until(lambda: list(replica.proxies.sessions))
