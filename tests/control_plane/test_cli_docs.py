@@ -29,7 +29,7 @@ VERBS = [
     *(["region", verb] for verb in ("drain", "failover", "restore", "list")),
     *(["rollout", verb] for verb in ("status", "pause", "resume", "promote", "abort")),
     *(["tenant", verb] for verb in ("new-key", "hash-key")),
-    *(["pki", verb] for verb in ("init", "issue")),
+    *(["pki", verb] for verb in ("init", "issue", "rotate")),
     ["control-plane", "run"],
     ["dns", "run"],
 ]
