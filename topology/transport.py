@@ -26,7 +26,8 @@ Ints = np.ndarray[Any, np.dtype[np.intp]]
 _WARMEST = 0.05
 _COLDEST = 5e-4
 _COOLING = 0.2
-_STEPS_MAX = 12  # of Newton's method at one temperature
+_STEPS_MAX = 25  # of Newton's method at one temperature
+_REACH = 5.0  # times the temperature: how far one of them goes
 _FITTED = 1e-3  # of the demand: loads this near to what they may be end the steps
 _TORN = 6.0  # times the coldest temperature: how near the second choice is of one that is torn
 _SLACK = 1e-9  # of the median cost: what counts as nothing
@@ -88,7 +89,9 @@ def _newton(
         bend = np.diag(load[free]) - _products(weighted[free], spread[free])
         bend[np.diag_indices(len(free))] += 1e-9 * demand.sum() + 1e-6 * load[free]
         step = np.zeros(len(price))
-        step[free] = temperature * np.linalg.solve(bend, excess[free])
+        # Farther off the softmax is flat, and Newton's step says nothing.
+        reach = _REACH * temperature
+        step[free] = np.clip(temperature * np.linalg.solve(bend, excess[free]), -reach, reach)
         size, before = 1.0, value
         while size > 1e-4:
             trial = np.maximum(price + size * step, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -179,3 +180,33 @@ def test_nothing_to_assign_and_nowhere_to_go() -> None:
     found = assign({"a": {"vip:r0": 5.0}}, {"a": {"r0": 1.0}}, {})
     assert found.shares["a"]["vip:r0"] == {}
     assert found.shed == {"a": {"vip:r0": 1.0}}
+
+
+@pytest.mark.parametrize("load", [0.5, 0.95, 1.3])
+@pytest.mark.parametrize("grain_ms", [0.01, 5.0])  # of distances: many ties, or none
+def test_many_edges_are_where_price_and_distance_are_least(load: float, grain_ms: float) -> None:
+    """What proves an optimum: nobody is better off elsewhere at the prices, and there is a price
+    only where a region is full. It takes a fraction of a second, whatever the load."""
+    rng = np.random.default_rng(11)
+    names = [f"r{n}" for n in range(12)]
+    at = rng.random((4, 2))[rng.integers(4, size=1500)] + 0.05 * rng.standard_normal((1500, 2))
+    distance = np.sqrt(((rng.random((12, 2))[None] - at[:, None]) ** 2).sum(axis=2))
+    grains = np.round((5 + 200 * distance) / grain_ms) * grain_ms
+    cost = {f"e{n}": dict(zip(names, row, strict=True)) for n, row in enumerate(grains.tolist())}
+    text = "standard:" + "|".join(sorted(names))
+    demand = {
+        edge: {text: float(t)} for edge, t in zip(cost, rng.pareto(1.5, 1500) + 0.1, strict=True)
+    }
+    room = rng.random(12) + 0.2
+    room *= sum(d[text] for d in demand.values()) / load / room.sum()
+    capacity = dict(zip(names, room.tolist(), strict=True))
+    began = perf_counter()
+    found = assign(demand, cost, capacity)
+    assert perf_counter() - began < 5.0
+    for edge, classes in found.shares.items():
+        prices = {r: ms + found.prices.get(r, 0.0) for r, ms in cost[edge].items()}
+        least = min(prices.values())
+        for region in classes[text]:
+            assert prices[region] == pytest.approx(least, abs=1e-5)
+    for region in found.prices:
+        assert found.load[region] == pytest.approx(capacity[region])
