@@ -11,10 +11,15 @@ from typing import Any
 
 import grpc
 import httpx
+import msgspec
 import pytest
 from msgspec import Struct
 
+from control_plane import keys
+from control_plane.director import state as states
+from control_plane.director.state import Verdict
 from control_plane.service import Replica
+from control_plane.store.base import Put
 from control_plane.store.memory import MemoryStore
 from runtime.clock import SystemClock
 from tests.control_plane.mesh import Mesh, at, serving, until
@@ -55,6 +60,12 @@ class Scene(Struct):
         """Change the store, and wait until Envoy has acknowledged what follows from it."""
         revision = await put(self.store, *args, **kwargs)
         await until(lambda: self.session().acked_revision >= revision)
+
+    async def judge(self, region: str, *, up: bool) -> None:
+        """As if the director had judged a region."""
+        verdicts = {region: Verdict(up, SystemClock().wall(), "a test")}
+        state = msgspec.structs.replace(self.replica.directives.state, verdicts=verdicts)
+        await self.store.transact([], [Put(keys.DIRECTOR_STATE, states.encode(state))])
 
     async def ask(self, **headers: str) -> httpx.Response:
         named = {f"x-tradewind-{key}": value for key, value in headers.items()}
@@ -159,6 +170,17 @@ async def test_residency_and_refusals(tokyo: Scene) -> None:
     await tokyo.put(drain("frankfurt", 100))
     assert (await tokyo.ask(tenant="eurobank", model="smol")).status_code == 503
     assert {name for name, b in tokyo.regions.items() if b.served} == {"frankfurt"}
+
+
+async def test_a_region_that_is_down_for_all_gets_none(tokyo: Scene) -> None:
+    async with Load(tokyo.port, "acme") as load:
+        for up, expected in ((False, "dubai"), (True, "singapore")):
+            await tokyo.judge("singapore", up=up)
+            async with asyncio.timeout(8):
+                while set(await load.next(30)) != {expected}:
+                    pass
+            assert set(await load.next(100)) == {expected}
+    assert load.failed == []
 
 
 async def test_what_only_a_drained_region_may_serve_is_refused_in_part(tokyo: Scene) -> None:
