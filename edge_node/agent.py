@@ -48,6 +48,7 @@ class Agent:
         self._clock = clock
         self._on_standing = on_standing
         self._current_since: float | None = None
+        self._heard: tuple[object, ...] = ()
         self._task: asyncio.Task[None] | None = None
         self._worker = worker
         self._ads = AdsClient(
@@ -94,10 +95,12 @@ class Agent:
     def standing(self) -> Standing:
         """Where this worker stands with the control plane now."""
         status, now = self._ads.status, self._clock.now()
+        heard = (status.endpoint, status.replica, status.since_s)
         if not status.connected or status.stale:
             self._current_since = None
-        elif self._current_since is None:
+        elif self._current_since is None or heard != self._heard:
             self._current_since = now
+        self._heard = heard
         settled = self._current_since is not None and now - self._current_since >= SETTLE_S
         return Standing(status.confirmed_at, now, settled)
 

@@ -105,7 +105,7 @@ class Identity(msgspec.Struct, frozen=True):
         now = datetime.fromtimestamp(now_s, UTC)
         if not chain[0].not_valid_before_utc <= now < chain[0].not_valid_after_utc:
             span = f"{chain[0].not_valid_before_utc} to {chain[0].not_valid_after_utc}"
-            raise IdentityError(f"{self.files.certificate} is valid from {span}, and it is {now}")
+            raise IdentityError(f"{self.files.certificate} is valid from {span} only")
         if issuer_in(chain[0], chain[1:], roots) is None:
             raise IdentityError(
                 f"{self.files.certificate} is of no CA in {self.files.ca}",

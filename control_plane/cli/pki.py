@@ -57,13 +57,15 @@ def issue(
     """
     from control_plane.pki import AuthorityError, identity_files
     from control_plane.pki import issue as make
+    from control_plane.pki.files import locked
     from runtime.identity import Principal
 
     role, _, name = principal.partition("/")
     there = identity_files(out).certificate
     if there.exists() and not force:
         raise AuthorityError(f"{there} exists already", hint="--force replaces it")
-    files = make(ca, Principal(role, name), out, hosts=host or (), days=days)
+    with locked(ca):
+        files = make(ca, Principal(role, name), out, hosts=host or (), days=days)
     typer.echo(f"{files.certificate}: speaks for {principal}, {days} days")
 
 
@@ -102,6 +104,7 @@ def rotate(
       tradewind pki rotate ./identities --ca ./ca --phase trust
     """
     from control_plane.pki import AuthorityError
+    from control_plane.pki.files import locked
     from control_plane.pki.rotation import PHASES, Rotation, find
     from runtime.clock import SystemClock
 
@@ -129,8 +132,9 @@ def rotate(
         settle_s=_seconds("--settle", settle),
         force=force_missing,
     )
-    steps = rotation.phase(phase) if phase else rotation.renew(older_than_s, days)
-    _show(steps, broken, len(found), phase, dry_run)
+    with locked(ca):
+        steps = rotation.phase(phase) if phase else rotation.renew(older_than_s, days)
+        _show(steps, broken, len(found), phase, dry_run)
 
 
 _NEXT_STEP = {

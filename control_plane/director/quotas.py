@@ -140,7 +140,7 @@ def waited(wait: Wait | None, now_s: float) -> Wait:
 
 def _see(state: State, observed: Observed, policy: QuotaPolicy, now_s: float) -> _Nodes:
     present = {n for n, seen in observed.nodes.items() if seen.connected and _is_edge(n)}
-    present |= observed.edges.keys()
+    present |= {node for node in observed.edges if _is_edge(node)}
     known = {node for quota in state.quotas.values() for node in quota.given}
     absent = {node: waited(state.absent.get(node), now_s) for node in sorted(known - present)}
     forget_s = forget_after_s(policy.hold_s)
@@ -196,6 +196,8 @@ class _Step:
         self._pending, self._lost = quota.pending, quota.lost
         count = max(1, len(nodes.present.keys() | self._given.keys()))
         self._floor = limit * policy.floor_share / count
+        # What an idle node has: no less than it could take by itself, where there are few floors.
+        self._least = max(self._floor, min(self._newcomer, limit / count / 2))
         # Coarse rates repeat, and the state that holds them all deflates to a fraction.
         self._quantum = limit / count / _QUANTA
 
@@ -213,7 +215,7 @@ class _Step:
                 out[node] = min(self._given[node], self._floor) if gone else self._given[node]
         pool = max(0.0, self._limit - sum(out.values()))
         demand = {node: asked.get(node, 0.0) for node in self._nodes.present}
-        return out | targets(pool, self._floor, demand)
+        return out | targets(pool, self._least, demand)
 
     def cut(self, wanted: Mapping[str, float]) -> None:
         over = sum(self._given.values()) > self._limit * (1 + _EPSILON)
@@ -248,7 +250,7 @@ class _Step:
                 self._give(node, rate, min(self._floor, rate))
 
     def _below_floor(self, wanted: Mapping[str, float]) -> dict[str, float]:
-        least = {node: min(self._floor, wanted[node]) for node in self._nodes.present}
+        least = {node: min(self._least, wanted[node]) for node in self._nodes.present}
         return {
             node: goal
             for node, goal in least.items()

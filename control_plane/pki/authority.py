@@ -114,12 +114,12 @@ def issue(
     )
     files = identity_files(out_dir)
     roots = bundle.with_roots(roots, bundle.trusted(ca_directory))
+    ledger.note(ca_directory, principal, certificate, out_dir)
     write_all(
         (files.key, _key_pem(key), 0o600),
         (files.certificate, _pem(certificate), 0o644),
         (files.ca, bundle.pem_of(roots), 0o644),
     )
-    ledger.note(ca_directory, principal, certificate, out_dir)
     return files
 
 

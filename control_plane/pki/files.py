@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.errors import TradewindError
@@ -11,6 +13,29 @@ from runtime.errors import TradewindError
 
 class AuthorityError(TradewindError):
     """A CA or certificate cannot be made from what was given."""
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the CA in `directory` alone: two who issue into one folder would mix their files.
+
+    Raises `AuthorityError` where somebody else holds it. The lock goes with the process.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise AuthorityError(
+            f"no CA in {directory}: {error.strerror}", hint="`tradewind pki init` makes one"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise AuthorityError(
+            f"somebody else is issuing with the CA in {directory}", hint="try again"
+        ) from error
+    finally:
+        os.close(descriptor)
 
 
 def write_all(*files: tuple[Path, bytes, int]) -> None:

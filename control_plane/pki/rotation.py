@@ -79,12 +79,19 @@ def find(trees: Sequence[Path]) -> tuple[list[Held], list[Step]]:
             if folder.resolve() in held:
                 continue
             try:
+                _check_plain(folder)
                 identity = Identity.load(identity_files(folder))
                 roots = tuple(bundle.read(folder / _FILES[2]))
                 held[folder.resolve()] = Held(folder, identity, identity.leaf(), roots)
             except TradewindError as error:
                 broken.append(Step(folder, "?", "", error.message))
     return list(held.values()), broken
+
+
+def _check_plain(folder: Path) -> None:
+    for name in _FILES:
+        if (folder / name).is_symlink():
+            raise AuthorityError(f"{folder / name} is a symbolic link: renew what it points to")
 
 
 class Rotation:

@@ -169,7 +169,7 @@ class Quotas:
         for tenant in self._buckets.keys() - self._limits.keys():
             del self._buckets[tenant]
         for tenant, limit in self._limits.items():
-            rate = min(self._believed(tenant, limit), limit.requests_per_s)
+            rate = max(0.0, min(self._believed(tenant, limit), limit.requests_per_s))
             bucket = self._buckets.get(tenant)
             if bucket is None:
                 self._buckets[tenant] = Bucket(rate, limit.burst_s, now)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from control_plane.cli.pki import app
 from control_plane.pki import AuthorityError, create_ca, issue
-from control_plane.pki.files import write_all
+from control_plane.pki.files import locked, write_all
 from control_plane.pki.rotation import OutOfOrder, Rotation, Step, find, hosts_of
 from runtime.clock import ManualClock, SystemClock
 from runtime.identity import Identity, Principal
@@ -303,6 +303,21 @@ def test_the_command(mesh: Mesh) -> None:
         )
         assert code == 0, out
     mesh.check_all()
+
+
+def test_two_at_once_and_links(mesh: Mesh) -> None:
+    with locked(mesh.ca):
+        code, out = tradewind("rotate", mesh.tree, "--ca", mesh.ca)
+        assert code == 1
+        assert "somebody else" in out
+    linked = mesh.tree / "linked"
+    linked.mkdir()
+    for name in ("certificate.pem", "key.pem", "ca.pem"):
+        (linked / name).symlink_to(mesh.tree / "edge" / "tokyo" / name)
+    code, out = tradewind("rotate", linked, "--ca", mesh.ca)
+    assert code == 1
+    assert "symbolic link" in out
+    assert (linked / "key.pem").is_symlink()
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,29 @@ def test_a_lost_state_does_not_mistake_old_acknowledgements_for_new_ones() -> No
     assert new.numbers["edge/a"] > acked["edge/a"]
 
 
+@pytest.mark.parametrize("floor_share", [0.0, 1.0])
+@pytest.mark.parametrize("count", [1, 3, 60])
+def test_floors_at_either_end(floor_share: float, count: int) -> None:
+    snapshot = world(floor_share=floor_share)
+    demand = dict.fromkeys((f"edge/{n}" for n in range(count)), 0.0) | {"edge/0": 5000.0}
+    state, now_s = State(), 1e9
+    for _ in range(12):
+        state = advanced(snapshot, state, seen(demand, dict(state.numbers)), now_s)
+        now_s += 1
+    quota = state.quotas["t"]
+    assert quota.given.keys() == demand.keys()  # nobody stays a newcomer
+    assert all(rate > 0 for rate in quota.given.values())
+    assert 0.9 * LIMIT < sum(quota.given.values()) <= EXACT
+    if floor_share == 0.0:
+        assert quota.given["edge/0"] >= 0.4 * LIMIT
+        assert set(quota.floors.values()) == {0.0}
+
+
+def test_proxies_and_cores_have_no_part() -> None:
+    state = settled({"edge/a": 10.0, "proxy/envoy": 500.0, "core/singapore": 10.0})
+    assert list(state.quotas["t"].given) == ["edge/a"]
+
+
 def test_too_many_pairs_are_said_and_not_split() -> None:
     tenants = [worlds.document("Tenant", f"t{n}", limit={"requests_per_s": 10}) for n in range(90)]
     demand = {f"edge/e{n}": 0.0 for n in range(1000)}

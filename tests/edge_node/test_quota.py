@@ -113,7 +113,9 @@ def test_a_rate_above_the_limit_is_not_believed() -> None:
     made.direct(Directive(number=2, quotas={"t": -5.0}), 1.0)
     with pytest.raises(OverLimit):
         for _ in range(100):
-            made.admit("t", 1.0)
+            made.admit("t", 50.0)
+    made.direct(GIVEN, 50.0)
+    made.admit("t", 50.1)  # nothing is owed
 
 
 def test_tenants_come_and_go() -> None:
