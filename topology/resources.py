@@ -43,8 +43,8 @@ class RegionSpec(Spec, frozen=True):
     jurisdiction: Jurisdiction
     cores: Annotated[tuple[HostPort, ...], Meta(min_length=1)]
     capacity_tokens_per_s: Positive  # decoded tokens the region sustains
-    # TCP <IP address>:port of the region's HTTP API, or of gRPC servers in it: what proxies of others
-    # (Envoy, gRPC clients) are sent to. Our own edges use `cores`.
+    # TCP <IP address>:port of the region's HTTP API, or of gRPC servers in it: what proxies of
+    # others (Envoy, gRPC clients) are sent to. Our own edges use `cores`.
     endpoints: tuple[HostPort, ...] = ()
 
 
