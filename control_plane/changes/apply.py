@@ -82,8 +82,7 @@ class Changes:
 
     async def resources(self) -> tuple[Resource, ...]:
         """What the store holds, read now."""
-        base = Base.of(await self._store.list(keys.RESOURCES))
-        return tuple(base.resources.values())
+        return tuple((await self._read()).resources.values())
 
     async def plan(self, wanted: Wanted) -> Plan:
         """What would happen. Raises what `apply` raises, but never `ChangeRefused`."""
@@ -131,8 +130,15 @@ class Changes:
         async with self._turn:
             return await self._apply(make, author, allow, 1)
 
+    async def _read(self) -> Base:
+        listing = await self._store.list(keys.RESOURCES)
+        view = self._catalog.view
+        # A store that was restored from a backup may give a revision a second time.
+        followed = view.stale_since_s is None and not view.problems
+        return Base.of(listing, view.snapshot if followed else None)
+
     async def _base(self) -> Base:
-        base = Base.of(await self._store.list(keys.RESOURCES))
+        base = await self._read()
         if not base.head_lost:
             return base
         head = await self.archive.mended()
@@ -174,7 +180,7 @@ class Changes:
             allow(plan)
             if plan.refusals:
                 raise ChangeRefused(plan.refusals)
-            if not plan.effective:
+            if not plan.effective and not also:
                 return Applied(plan, False, plan.base.revision)
             try:
                 revision = await self._write(plan, author, guards, also)

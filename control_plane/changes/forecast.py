@@ -46,12 +46,23 @@ class RegionLoad(Struct, frozen=True):
     after: float
     capacity: float  # after the change; 0: the region goes
     baseline_capacity: float
+    utilisation: float | None = None  # of its cores now, by their own reports; 1 is full
 
     @property
     def overloads(self) -> bool:
         """The change puts it above its capacity, or further above."""
         over, was = self.after - self.capacity, self.baseline - self.baseline_capacity
         return over > _slack(self.capacity) and over > max(was, 0.0) + _slack(self.capacity)
+
+    @property
+    def strains(self) -> float | None:
+        """How full its cores would be if their reports grow with the load, where that is too
+        full and the change is what does it; the declared capacity may well be too high."""
+        if self.utilisation is None or self.now <= _slack(self.capacity):
+            return None
+        would_be = self.utilisation * self.after / self.now
+        more = self.after > self.baseline + _slack(self.capacity)
+        return would_be if more and would_be > 1.0 and not self.overloads else None
 
 
 class Forecast(Struct, frozen=True):
@@ -84,6 +95,7 @@ def forecast(
             after=loads.get(name, 0.0),
             capacity=_capacity(after, name),
             baseline_capacity=_capacity(before, name),
+            utilisation=outlook.utilisation.get(name),
         )
         for name in names
     )

@@ -90,13 +90,18 @@ class Base(Struct, frozen=True):
     rollout_revision: int = 0  # 0: there is none
 
     @classmethod
-    def of(cls, listing: Listing) -> Base:
+    def of(cls, listing: Listing, known: Snapshot | None = None) -> Base:
+        """`known` holds some of the same resources at some revisions: those are not read again."""
         entries = {entry.key: entry for entry in listing.entries}
         head_entry = entries.pop(keys.HEAD, None)
         head = head_of(head_entry)
         rollout, rollout_revision = _rollout(entries.pop(keys.ROLLOUT, None))
         resources = {}
         for entry in entries.values():
+            held = known.get(keys.resource_at(entry.key)) if known is not None else None
+            if held is not None and held.revision == entry.revision:
+                resources[held.key] = held
+                continue
             try:
                 resource = decode_entry(entry)
             except InvalidDocument:
@@ -195,9 +200,15 @@ def _forecast_warnings(changes: list[Change], loads: Forecast) -> tuple[str, ...
     moves = any(_moves_load(change) for change in changes)
     if loads.unknown and moves:
         return (f"no forecast of the load per region: {loads.unknown}",)
+    told = [
+        f"{load.region} would be {load.strains:.0%} full by what its cores report now "
+        f"({load.utilisation:.0%} at {load.now:,.0f} tokens/s): is its declared capacity right?"
+        for load in loads.regions
+        if load.strains is not None
+    ]
     if loads.unserved > 0.5:
-        return (f"{loads.unserved:,.0f} tokens/s that are served now would have no region",)
-    return ()
+        told.append(f"{loads.unserved:,.0f} tokens/s that are served now would have no region")
+    return tuple(told)
 
 
 def _moves_load(change: Change) -> bool:

@@ -215,6 +215,10 @@ async def test_guards_and_operations_of_others_go_into_the_same_transaction(benc
         Wanted(puts=(region("a"),)), "o/a", guards=(Guard("/leader", theirs),), also=also
     )
     assert (await bench.store.get("/beside")).revision == done.revision
+    again = await bench.changes.apply(
+        Wanted(puts=(region("a"),)), "o/a", guards=(Guard("/leader", theirs),), also=also
+    )
+    assert (await bench.store.get("/beside")).revision == again.revision > done.revision
     with pytest.raises(Conflict, match="/leader"):
         await bench.changes.apply(
             Wanted(puts=(region("b"),)), "o/a", guards=(Guard("/leader", theirs + 1),)

@@ -206,6 +206,22 @@ async def test_without_a_forecast_there_is_a_warning_and_no_refusal(bench: Bench
     assert not [w for w in quiet.warnings if "forecast" in w]
 
 
+async def test_cores_that_report_themselves_full_are_believed_with_a_warning(bench: Bench) -> None:
+    bench.outlook = Outlook(
+        at_s=NOW_S,
+        flows={VIP: {"singapore": 30.0, "frankfurt": 30.0}},
+        utilisation={"singapore": 0.2, "frankfurt": 0.8},
+        edges=2,
+    )
+    plan = await bench.changes.plan(Wanted(puts=(override("singapore"),)))
+    assert plan.refusals == ()
+    assert plan.warnings == (
+        "frankfurt would be 160% full by what its cores report now (80% at 30 tokens/s): "
+        "is its declared capacity right?",
+    )
+    assert (await bench.changes.plan(Wanted(puts=(override("frankfurt", 50),)))).warnings == ()
+
+
 # For any change, whatever it is:
 
 REGIONS = ("a", "b", "c", "d")
