@@ -185,7 +185,7 @@ def _step(
             return msgspec.structs.replace(held, paused=paused, well_since_s=since_s)
         return msgspec.structs.replace(held, paused="", well_since_s=0.0, step_at_s=now_s)
     elapsed_s = min(max(now_s - held.step_at_s, 0.0), LONGEST_STEP_S)
-    reach = abs(spec.percent - spec.from_percent) / spec.over_s * elapsed_s
+    reach = abs(spec.percent - spec.from_percent) * min(elapsed_s / spec.over_s, 1.0)
     if spec.percent >= held.percent:
         percent = min(held.percent + reach, spec.percent)
     else:

@@ -154,13 +154,13 @@ def test_a_dry_run_shows_the_forecast_and_the_refusals_and_changes_nothing(desk:
 def test_a_paced_drain_is_followed_to_its_end_and_restored_the_same_way(desk: Desk) -> None:
     desk.with_cores()
     desk.background.node("edge/tokyo")
-    told = desk.ok("region", "drain", "singapore", "--to", "40", "--over", "3s", *WHY)
+    told = desk.ok("region", "drain", "singapore", "--to", "40", "--over", "1s", *WHY)
     assert "singapore begins to be drained, to 40%" in told.stdout
     assert "40.0% of 40%; 1 of 1 nodes have it; load:" in told.stderr
     assert "frankfurt 10%" in told.stderr
     row = desk.state("singapore")
     assert (row["state"], row["percent"], row["target"]) == ("drained 40%", 40.0, 40.0)
-    told = desk.ok("region", "restore", "singapore", "--over", "2s", *WHY)
+    told = desk.ok("region", "restore", "singapore", "--over", "1s", *WHY)
     assert "singapore takes all of its requests" in told.stderr
     assert desk.overrides() == {}
     [entry, *_] = desk.data("history")
@@ -178,10 +178,10 @@ def test_a_paced_drain_waits_for_a_receiver_and_says_so(desk: Desk) -> None:
     why = "frankfurt is at 97% of its capacity, above 90%"
     desk.until(lambda: why in (desk.state("singapore")["paused"] or ""))
     assert "singapore waits at 0%: frankfurt is at 97%" in desk.ok("region", "list").stdout
-    gave_up = desk("region", "drain", "singapore", "--over", "30s", "--timeout", "2", *WHY)
+    gave_up = desk("region", "drain", "singapore", "--over", "30s", "--timeout", "1", *WHY)
     assert gave_up.exit_code == 8
     assert f"WAITS: {why}" in gave_up.stderr
-    assert "not there yet after 2 s" in gave_up.stderr
+    assert "not there yet after 1 s" in gave_up.stderr
     assert "to take it back: tradewind region restore singapore" in gave_up.stderr
 
 
@@ -226,7 +226,7 @@ def test_without_a_director_it_says_that_it_stands_still(desk: Desk) -> None:
     direction = desk.background.replica.direction
     desk.background.call(direction.close())
     direction.election._leader = None  # as another replica sees it
-    told = desk("region", "drain", "singapore", "--over", "1m", "--timeout", "2", *WHY)
+    told = desk("region", "drain", "singapore", "--over", "1m", "--timeout", "1", *WHY)
     assert told.exit_code == 8
     assert "STANDS STILL: no director acts" in told.stderr
     assert desk.state("singapore")["percent"] == 0.0
@@ -270,7 +270,7 @@ def staged(**rollout: Any) -> Resource:
 def test_a_rollout_is_shown_watched_and_goes_on_by_itself(desk: Desk) -> None:
     assert "no change was ever rolled out" in desk.ok("rollout", "status").stdout
     tokyo, london = (desk.background.node(f"edge/{name}") for name in ("tokyo", "london"))
-    desk.background.apply(staged(canary_hold_s=3))
+    desk.background.apply(staged(canary_hold_s=2))
     desk.background.apply(region("dubai", "AE", capacity_tokens_per_s=7))
     told = desk.ok("rollout", "status").stdout
     assert ": canary" in told

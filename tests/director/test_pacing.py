@@ -69,6 +69,11 @@ def test_it_goes_at_the_asked_pace_and_stops_at_the_target() -> None:
     assert not run.pace.finished
 
 
+def test_the_shortest_time_there_is() -> None:
+    run = Run(override(over_s=5e-324))
+    assert [run.at(at_s).percent for at_s in (0.0, 0.0, 1.0)] == [0.0, 0.0, 100.0]
+
+
 def test_a_restore_goes_to_nothing_and_is_finished_there() -> None:
     run = Run(override(percent=0.0, from_percent=50.0, over_s=10.0))
     percents = [run.at(float(second)).percent for second in range(10)]
