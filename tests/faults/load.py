@@ -69,7 +69,9 @@ class Load:
 
     async def _write(self, rng: Random) -> None:
         while not self._stop.is_set():
-            client = self.system.admins[rng.choice(REPLICAS)]
+            # Who asks one replica alone hears its own word for what became of a write.
+            clients = rng.choice((self.system.admins, self.system.loyal))
+            client = clients[rng.choice(REPLICAS)]
             write = self._another(rng)
             await self.send(client, *write)
             await asyncio.sleep(rng.uniform(0.0, 0.15))

@@ -29,7 +29,7 @@ from runtime.clock import SystemClock
 from runtime.identity import Identity, Principal
 from tests.faults.checker import SETUP, Found, Journal
 from tests.store.proxy import Proxy
-from tests.store.worlds import free_ports
+from tests.store.worlds import free_port_numbers, free_ports
 from topology.api_key import digest
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 from topology.wire.gen.tradewind.v1 import resource_pb2
@@ -49,13 +49,16 @@ class System:
         self.folder = folder
         self.supervisor = Supervisor(folder)
         self.etcd = EtcdCluster(folder / "etcd", ports=free_ports(3), durable=False)
-        self.ports = dict(zip(REPLICAS, _free(len(REPLICAS)), strict=True))
-        self.edge_ports = dict(zip(EDGES, _free(len(EDGES)), strict=True))
-        self._core_ports = dict(zip(REGIONS, _free(len(REGIONS), socket.SOCK_DGRAM), strict=True))
+        self.ports = dict(zip(REPLICAS, free_port_numbers(len(REPLICAS)), strict=True))
+        self.edge_ports = dict(zip(EDGES, free_port_numbers(len(EDGES)), strict=True))
+        self._core_ports = dict(
+            zip(REGIONS, free_port_numbers(len(REGIONS), socket.SOCK_DGRAM), strict=True)
+        )
         self.proxies: dict[str, list[Proxy]] = {}
         self._pki = folder / "pki"
         self.store: EtcdStore  # straight to etcd, past the replicas
-        self.admins: dict[str, AdminClient] = {}
+        self.admins: dict[str, AdminClient] = {}  # by the replica that each asks first
+        self.loyal: dict[str, AdminClient] = {}  # that ask no other
         self.journal: Journal | None = None  # of the last scenario
 
     def endpoint(self, replica: str) -> str:
@@ -71,10 +74,10 @@ class System:
     def identity(self, principal: str) -> Identity:
         return Identity.load(identity_files(self._issue(principal)))
 
-    def client(self, *first: str) -> AdminClient:
-        """An operator's client that asks the replicas in this order."""
-        order = [*first, *(replica for replica in REPLICAS if replica not in first)]
-        return AdminClient([self.endpoint(r) for r in order], self.identity("admin/faults"))
+    def client(self, *replicas: str) -> AdminClient:
+        """An operator's client that asks these, in this order."""
+        endpoints = [self.endpoint(replica) for replica in replicas]
+        return AdminClient(endpoints, self.identity("admin/faults"))
 
     async def start(self) -> None:
         create_ca(self._pki)
@@ -88,14 +91,15 @@ class System:
         for edge in EDGES:
             await self._run(f"edge-{edge}", "edge_node", "run", self._edge_settings(edge))
         for replica in REPLICAS:
-            order = [replica, *(other for other in REPLICAS if other != replica)]
-            self.admins[replica] = self.client(*order)
+            others = [other for other in REPLICAS if other != replica]
+            self.admins[replica] = self.client(replica, *others)
+            self.loyal[replica] = self.client(replica)
         await self.supervisor.until("replicas", self._replicas_answer, START_S, *REPLICAS)
         await self.apply(_resources(self._core_ports), SETUP)
         await self.settled()
 
     async def stop(self) -> None:
-        for client in self.admins.values():
+        for client in (*self.admins.values(), *self.loyal.values()):
             client.__exit__()
         await self.supervisor.stop(grace_s=3.0)
         await self.store.close()
@@ -112,6 +116,18 @@ class System:
 
     def signal(self, name: str, number: int) -> None:
         os.kill(self.supervisor.child(name).pid, number)
+
+    def delay(self, late_s: float) -> None:
+        """From now on etcd's answers take so long to each replica."""
+        for proxies in self.proxies.values():
+            for proxy in proxies:
+                proxy.cut()
+                proxy.late_s = late_s
+
+    def cut(self, replica: str) -> None:
+        """Break its connections to etcd: answers that were on their way are lost."""
+        for proxy in self.proxies[replica]:
+            proxy.cut()
 
     def partition(self, replica: str) -> None:
         """Nothing passes between this replica and etcd, and nobody is told so."""
@@ -141,11 +157,8 @@ class System:
     async def heal(self) -> None:
         """Everything runs and reaches everything."""
         for replica in REPLICAS:
-            for proxy in self.proxies[replica]:
-                proxy.stopped = proxy.deaf = False
-                if proxy.frozen:
-                    proxy.thaw()
-                    proxy.cut()
+            if any(proxy.frozen for proxy in self.proxies[replica]):
+                self.reconnect(replica)
         for index in filter(self.etcd.running, range(3)):
             self.etcd.thaw(index)
         await self.etcd.start()
@@ -353,14 +366,3 @@ def _place(name: str, at: tuple[float, float], jurisdiction: str) -> dict[str, A
         "longitude": at[1],
         "jurisdiction": jurisdiction,
     }
-
-
-def _free(count: int, kind: int = socket.SOCK_STREAM) -> list[int]:
-    """Ports that nobody listens on now."""
-    probes = [socket.socket(socket.AF_INET, kind) for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports

@@ -18,7 +18,6 @@ from random import Random
 
 import pytest
 
-from control_plane.admin.client import AdminClient
 from tests.faults.checker import Fate, Journal, Write, mistakes
 from tests.faults.conftest import SEED
 from tests.faults.load import Load, tenants, under_load
@@ -163,8 +162,7 @@ async def big_write(system: System, load: Load, replica: str, names: list[str]) 
     """Sixty resources at one replica, in one transaction."""
     write = load.journal.next_write(names)
     request = pb.ApplyRequest(puts=tenants(write), reason=write.reason, force=["many"])
-    with AdminClient([system.endpoint(replica)], system.identity("admin/faults")) as client:
-        await load.send(client, write, request)
+    await load.send(system.loyal[replica], write, request)
     return write
 
 
@@ -181,6 +179,16 @@ async def test_etcds_leader_is_killed(system: System, rng: Random, say: Say) -> 
             took_s = await writing(load)
             say(f"  etcd's leader killed: writes again after {took_s:.2f} s")
             await system.etcd.restart(victim)
+
+
+async def test_answers_of_etcd_get_lost(system: System, rng: Random, say: Say) -> None:
+    """Writes that were made although nobody was told: each is found out, or said to be unknown."""
+    async with watched("lost-answers", system, rng, say):
+        system.delay(0.04)
+        for _ in range(25):
+            await asyncio.sleep(rng.uniform(0.0, 0.25))
+            system.cut(rng.choice(REPLICAS))
+        system.delay(0.0)
 
 
 async def test_a_replica_is_cut_off_from_etcd(system: System, rng: Random, say: Say) -> None:

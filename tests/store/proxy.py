@@ -8,7 +8,8 @@ import asyncio
 class Proxy:
     """Forwards connections on `address` to `target`. `cut` resets all of them; while `stopped`
     new ones are reset at once; while frozen nothing passes, in either direction; while `deaf`
-    requests arrive and answers get lost."""
+    requests arrive and answers get lost. `late_s`: how long answers are on their way; set it
+    while there are no connections."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -18,6 +19,7 @@ class Proxy:
         self.frozen = False
         self.stopped = False
         self.deaf = False
+        self.late_s = 0.0
         self.connections = 0  # ever accepted
         self.address = ""
 
@@ -95,7 +97,12 @@ class _Side(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         answers = self._join is None
-        if self.other is not None and not (answers and self._proxy.deaf):
+        if self.other is None or (answers and self._proxy.deaf):
+            return
+        if answers and self._proxy.late_s:
+            write = self.other.transport.write
+            asyncio.get_running_loop().call_later(self._proxy.late_s, write, data)
+        else:
             self.other.transport.write(data)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from random import Random
+from random import Random, SystemRandom
 from typing import Protocol
 from uuid import uuid4
 
@@ -19,6 +19,8 @@ from control_plane.store.memory import MemoryStore
 from lab.etcd_cluster import EtcdPorts
 from runtime.clock import SystemClock
 from tests.store.proxy import Proxy
+
+_PORTS = (10_000, 23_000)
 
 
 class World(Protocol):
@@ -113,10 +115,20 @@ async def quiet(watch: Watch, for_s: float = 0.1) -> bool:
 
 def free_ports(members: int) -> list[EtcdPorts]:
     """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(2 * members):
-            probe = stack.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
+    ports = free_port_numbers(2 * members)
     return [EtcdPorts(ports[2 * i], ports[2 * i + 1]) for i in range(members)]
+
+
+def free_port_numbers(count: int, kind: int = socket.SOCK_STREAM) -> list[int]:
+    """Below those that the kernel hands out itself: a server that is restarted must find its port
+    free, and not taken by somebody's connection to somewhere."""
+    draw = SystemRandom()
+    with contextlib.ExitStack() as stack:
+        ports: set[int] = set()
+        while len(ports) < count:
+            port = draw.randrange(*_PORTS)
+            probe = stack.enter_context(socket.socket(socket.AF_INET, kind))
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.add(port)
+    return sorted(ports)
