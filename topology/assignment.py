@@ -61,24 +61,65 @@ def assign(
         nowhere: Shares = {e: {c: {} for c in whole[e]} for e in edges}
         return Assignment(nowhere, whole, dict.fromkeys(regions, 0.0), {})
     groups = _Groups.of(demand, edges, texts)
-    slices = list(_slices(regions, limits or {}))
     lines, which = _lines(cost_ms, edges, regions)
+    world = _World(
+        regions,
+        np.array([*(capacity[r] for r in regions), np.inf]),
+        list(_slices(regions, limits or {})),
+        lines,
+        which[groups.edge],
+        groups.tokens,
+    )
     classes = [DemandClass.parse(text) for text in texts]
-    table = np.stack([_of_class(c, regions, shut) for c in classes for shut, _ in slices])
+    spread, price = _solve(world, classes, groups.cls)
+    return _assignment(groups, edges, texts, regions, spread, price)
+
+
+class _World(NamedTuple):
+    """What demand meets, by number. `line`: which of `lines` each group has."""
+
+    regions: Sequence[str]
+    room: Floats  # the last region takes what is shed
+    slices: list[tuple[frozenset[str], float]]
+    lines: Floats
+    line: Ints
+    tokens: Floats
+
+
+def _solve(world: _World, classes: Sequence[DemandClass], cls: Ints) -> tuple[Floats, Floats]:
+    """Groups x regions, the share of each; and the prices.
+
+    While nothing is shed the tier makes no difference, and tiers are one class.
+    """
+    alike = list(dict.fromkeys(DemandClass(TIERS[0], c.regions, c.ordered) for c in classes))
+    if len(alike) < len(classes) and world.tokens.sum() <= world.room[:-1].sum():
+        shape = np.array(
+            [alike.index(DemandClass(TIERS[0], c.regions, c.ordered)) for c in classes]
+        )
+        spread, price = _spread(world, alike, shape[cls])
+        if spread[:, -1].max() <= _NOTHING:
+            return spread, price
+    return _spread(world, classes, cls)
+
+
+def _spread(world: _World, classes: Sequence[DemandClass], cls: Ints) -> tuple[Floats, Floats]:
+    slices, width = world.slices, len(world.slices)
+    table = np.stack([_of_class(c, world.regions, shut) for c in classes for shut, _ in slices])
     # One demand for each set of edges as far from everything, each class and slice of a drain.
-    kind = (which[groups.edge] * len(classes) + groups.cls)[:, None] * len(slices)
-    kinds, inverse = np.unique(kind + np.arange(len(slices)), return_inverse=True)
-    part = groups.tokens[:, None] * np.array([width for _, width in slices])
-    tokens: Floats = np.bincount(inverse.ravel(), part.ravel()).astype(float)
-    line, rule = np.divmod(kinds, len(classes) * len(slices))
-    cost = _costs(lines[line], table[rule], [c.tier for c in classes], rule // len(slices))
-    found = transport(cost, tokens, np.array([*(capacity[r] for r in regions), np.inf]))
-    rows = np.zeros((len(kinds), len(regions) + 1))
+    kind = (world.line * len(classes) + cls)[:, None] * width
+    kinds, inverse = np.unique(kind + np.arange(width), return_inverse=True)
+    widths = np.array([part for _, part in slices])
+    parts = world.tokens[:, None] * widths
+    tokens: Floats = np.bincount(inverse.ravel(), parts.ravel()).astype(float)
+    line, rule = np.divmod(kinds, len(classes) * width)
+    tiers = [c.tier for c in classes]
+    cost = _costs(world.lines[line], table[rule], tiers, rule // width)
+    found = transport(cost, tokens, world.room)
+    rows = np.zeros((len(kinds), len(world.room)))
     np.add.at(rows, (found.group, found.region), found.amount)
     rows /= tokens[:, None]
-    widths = np.array([width for _, width in slices])
-    spread = (rows[inverse.reshape(kind.shape[0], -1)] * widths[None, :, None]).sum(axis=1)
-    return _assignment(groups, edges, texts, regions, spread, found.price)
+    spread = (rows[inverse.reshape(len(cls), width)] * widths[None, :, None]).sum(axis=1)
+    return spread, found.price
 
 
 def class_cost(cls: DemandClass, line: Mapping[str, float], region: str) -> float:
