@@ -37,7 +37,6 @@ log = logs.get("consul")
 T = TypeVar("T")
 
 _RETRY_MIN_S, _RETRY_MAX_S = 0.2, 5.0
-_CHECK_EVERY_S = 5.0  # gRPC health checks, by the agent
 _CALLS = "calls"  # what is in trouble, beside the services that are followed
 _LEAVE_S = 1.0
 
@@ -211,17 +210,17 @@ class ConsulRegistry:
 
     def _ttl_check(self) -> dict[str, Any]:
         return {
-            "TTL": f"{self._ttl_s:g}s",
-            "DeregisterCriticalServiceAfter": f"{self._settings.remove_after_s:g}s",
+            "TTL": _duration(self._ttl_s),
+            "DeregisterCriticalServiceAfter": _duration(self._settings.remove_after_s),
         }
 
     def _grpc_check(self, health: str) -> dict[str, Any]:
         return {
             "GRPC": health,
             "GRPCUseTLS": False,
-            "Interval": f"{_CHECK_EVERY_S:g}s",
-            "Timeout": f"{_CHECK_EVERY_S:g}s",
-            "DeregisterCriticalServiceAfter": f"{self._settings.remove_after_s:g}s",
+            "Interval": _duration(self._settings.check_every_s),
+            "Timeout": _duration(self._settings.check_every_s),
+            "DeregisterCriticalServiceAfter": _duration(self._settings.remove_after_s),
         }
 
     def _service(self, role: str) -> str:
@@ -258,3 +257,8 @@ class ConsulRegistry:
 
 def _id_of(replica: Replica) -> str:
     return f"control/{replica.name}"
+
+
+def _duration(seconds: float) -> str:
+    """As Go reads it."""
+    return f"{round(seconds * 1000)}ms"

@@ -38,6 +38,8 @@ class ConsulClient:
         self._settings = settings
         self._token = self._read_token()
         host, _, port = settings.address.rpartition(":")
+        if not 0 < int(port) <= 65535:
+            raise CannotOpenRegistry(f"membership.consul.address: {settings.address} has no port")
         self._http = _Http(host.strip("[]"), int(port), settings.scheme, _tls(settings))
         self._api = _Api(self._http, settings.datacenter)
         self._api.token = self._token
@@ -154,12 +156,15 @@ class ConsulClient:
         if path is None:
             return None
         try:
-            return path.read_text(encoding="utf-8").strip()
+            token = path.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise CannotOpenRegistry(
                 f"cannot read Consul's token from {path}: {error}",
                 hint="`membership.consul.token_file` names it",
             ) from error
+        if not token or not token.isprintable() or " " in token:
+            raise CannotOpenRegistry(f"{path} holds no token of Consul's: one word is expected")
+        return token
 
 
 class _Http(consul.aio.HTTPClient):  # type: ignore[misc]

@@ -122,7 +122,7 @@ def _text_problems(message: pb.Heartbeat) -> list[str]:
         problems.append(f"version: at most {VERSION_MAX} characters")
     if len(message.addresses) > ADDRESSES_MAX:
         problems.append(f"addresses: {len(message.addresses)}; at most {ADDRESSES_MAX}")
-    if any(len(a) > ADDRESS_MAX or not a.isprintable() for a in message.addresses):
+    elif any(len(a) > ADDRESS_MAX or not a.isprintable() for a in message.addresses):
         problems.append(f"addresses: at most {ADDRESS_MAX} characters each")
     if message.lease < 0:
         problems.append("lease: not below 0")

@@ -43,6 +43,9 @@ class ConsulSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Where this replica serves grpc.health.v1 in plain text, and nothing else, for the check of
     its own entry. None: the entry has a TTL check, which the replica itself keeps up."""
 
+    check_every_s: Annotated[float, Meta(ge=1, le=600)] = 5.0
+    """How often Consul asks the health service."""
+
 
 class MembershipSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Who is there, and how it is known."""

@@ -27,7 +27,7 @@ from tests.membership.replicas import core_report, node
 from tests.membership.worlds import core, deregister_all
 from tests.store.worlds import free_ports
 
-SETTINGS = MembershipSettings(ttl_s=3.0, interval_s=0.2)
+SETTINGS = MembershipSettings(ttl_s=2.0, interval_s=0.2)
 
 
 def registry(
@@ -142,7 +142,8 @@ async def test_a_replica_is_checked_over_grpc(consul: ConsulAgent) -> None:
     await deregister_all(consul)
     ready = [True]
     replica, health = Replica("cp-7", "127.0.0.1:7407"), f"127.0.0.1:{free_ports(1)[0].client}"
-    made = registry(consul.address, replica, ready=lambda: bool(ready), health=health)
+    more = {"health": health, "check_every_s": 1.0}
+    made = registry(consul.address, replica, ready=lambda: bool(ready), **more)
     async with following(made):
         await until_check(consul, "tradewind-control", "control/cp-7", "passing")
         check = await check_of(consul, "tradewind-control", "control/cp-7")
@@ -247,7 +248,44 @@ async def test_what_others_register_under_our_names_is_ignored(consul: ConsulAge
                 assert not here.members
 
 
-async def test_mistakes_in_the_settings_are_said() -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>not Consul</html>",
+        b"[1, 2",
+        b"7",
+        b'{"a": 1}',
+        b"null",
+        b'[null, 3, {"Service": 4}]',
+        b"\xff\xfe",
+    ],
+)
+@pytest.mark.parametrize("index", ["", "X-Consul-Index: soon\r\n", "X-Consul-Index: 5\r\n"])
+async def test_something_else_listens_where_consul_should(body: bytes, index: str) -> None:
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        head = f"HTTP/1.1 200 OK\r\n{index}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with following(registry(address)) as here:
+        await until(lambda: len(asked) >= 2)
+        await asyncio.sleep(0.05)
+        assert not here.members
+    server.close()
+
+
+async def test_mistakes_in_the_settings_are_said(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("two words")
+    with pytest.raises(CannotOpenRegistry, match="one word"):
+        registry("127.0.0.1:1", token_file=tmp_path / "token")
+    with pytest.raises(CannotOpenRegistry, match="no port"):
+        registry("127.0.0.1:99999")
     with pytest.raises(CannotOpenRegistry, match="token_file"):
         registry("127.0.0.1:1", token_file=Path("/nowhere/token"))
     with pytest.raises(CannotOpenRegistry, match=r"nowhere/ca\.pem"):
