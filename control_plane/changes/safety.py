@@ -2,15 +2,16 @@
 
 Pure. A rule compares what is served now with what would be served after the change:
 
-- `residency`: a tenant whose data must stay somewhere would have no region left there.
-- `last-region`: a route would have no region left.
+- `residency`: a tenant whose data must stay somewhere would have no region left there, for all of
+  its requests or for the part that a drain takes.
+- `last-region`: the same for a route.
 - `many`: more than 30% of the resources of a kind (of more than 3) would change or go.
 - `capacity`: a region would get more load than it has capacity for, by the forecast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from control_plane.changes.errors import CAPACITY, LAST_REGION, MANY, RESIDENCY, Refusal
 from control_plane.changes.forecast import Forecast
@@ -25,11 +26,10 @@ _NAMED = 5
 
 def refusals(before: Snapshot, after: Snapshot, now_s: float) -> tuple[Refusal, ...]:
     """What the change from `before` to `after` would be refused for."""
-    open_before = _open_regions(before, now_s)
-    open_after = _open_regions(after, now_s)
+    taken_before, taken = _taken(before, now_s), _taken(after, now_s)
     return (
-        *_residency(before, after, open_before, open_after),
-        *_last_region(before, after, open_before, open_after),
+        *_residency(before, after, taken_before, taken),
+        *_last_region(before, after, taken_before, taken),
         *_many(before, after),
     )
 
@@ -60,26 +60,35 @@ def over_capacity(found: Forecast) -> tuple[Refusal, ...]:
     return (Refusal(CAPACITY, f"more load than capacity: {told}{more}"),)
 
 
-def _open_regions(snapshot: Snapshot, now_s: float) -> frozenset[str]:
-    """The regions that take requests: those not drained or failed over whole.
+def _taken(snapshot: Snapshot, now_s: float) -> dict[str, float]:
+    """Region -> percent of its requests that overrides take away.
 
     A paced override counts by where it begins and by where it goes: a region that requests are
     to return to, over a time, takes none of them yet.
     """
-    drained = {
-        spec.region
-        for spec in snapshot.overrides.values()
-        if (spec.expires_s is None or spec.expires_s > now_s)
-        and max(spec.percent, spec.from_percent if spec.over_s > 0 else 0.0) >= 100.0
-    }
-    return frozenset(snapshot.regions) - drained
+    taken: dict[str, float] = {}
+    for spec in snapshot.overrides.values():
+        if spec.expires_s is None or spec.expires_s > now_s:
+            percent = max(spec.percent, spec.from_percent if spec.over_s > 0 else 0.0)
+            taken[spec.region] = max(taken.get(spec.region, 0.0), percent)
+    return taken
+
+
+def _served(regions: Iterable[str], taken: Mapping[str, float]) -> float:
+    """The percentage of requests that at least one of `regions` takes. A request draws once: what
+    two half-drained regions leave to each other is the same half."""
+    return max((100.0 - taken.get(region, 0.0) for region in regions), default=0.0)
+
+
+def _open(regions: Iterable[str], taken: Mapping[str, float]) -> tuple[str, ...]:
+    return tuple(sorted(region for region in regions if taken.get(region, 0.0) < 100.0))
 
 
 def _residency(
-    before: Snapshot, after: Snapshot, open_before: frozenset[str], open_after: frozenset[str]
+    before: Snapshot, after: Snapshot, taken_before: dict[str, float], taken: dict[str, float]
 ) -> Iterator[Refusal]:
-    harmed: dict[tuple[str, ...], list[str]] = {}
-    same_map = open_before == open_after and all(
+    harmed: dict[tuple[tuple[str, ...], float], list[str]] = {}
+    same_map = taken_before == taken and all(
         dict(before.of_kind(kind)) == dict(after.of_kind(kind))
         for kind in ("Region", "Model", "Route")
     )
@@ -88,18 +97,18 @@ def _residency(
         if spec.residency is None or earlier is None or (same_map and earlier == spec):
             continue
         for model in after.models:
-            had = _allowed(before, tenant, model) & open_before
-            if had and not _allowed(after, tenant, model) & open_after:
-                lost = tuple(sorted(had))
-                harmed.setdefault(lost, []).append(
-                    f"{tenant} (data stays in {', '.join(spec.residency)})"
-                )
+            had = _allowed(before, tenant, model)
+            served = _served(_allowed(after, tenant, model), taken)
+            if served < _served(had, taken_before):
+                named = f"{tenant} (data stays in {', '.join(spec.residency)})"
+                harmed.setdefault((_open(had, taken_before), served), []).append(named)
                 break
-    for lost, tenants in harmed.items():
+    for (lost, served), tenants in harmed.items():
+        part = "their requests" if served == 0.0 else f"{100.0 - served:g}% of their requests"
         yield Refusal(
             RESIDENCY,
             f"{_named(lost)} is all that the residency of {_named(tenants)} allows: "
-            "their requests would be refused",
+            f"{part} would be refused",
         )
 
 
@@ -122,16 +131,19 @@ def _allowed(snapshot: Snapshot, tenant: str, model: str) -> frozenset[str]:
 
 
 def _last_region(
-    before: Snapshot, after: Snapshot, open_before: frozenset[str], open_after: frozenset[str]
+    before: Snapshot, after: Snapshot, taken_before: dict[str, float], taken: dict[str, float]
 ) -> Iterator[Refusal]:
     for route, spec in after.routes.items():
         earlier = before.routes.get(route)
-        had = frozenset(earlier.regions) & open_before if earlier else frozenset()
-        if had and not frozenset(spec.regions) & open_after:
+        had = earlier.regions if earlier else ()
+        served = _served(spec.regions, taken)
+        if served < _served(had, taken_before):
+            lost = "no region would serve it"
+            if served > 0.0:
+                lost = f"{100.0 - served:g}% of its requests would be refused"
             yield Refusal(
                 LAST_REGION,
-                f"{_named(sorted(had))} is all that Route/{route} has left: "
-                "no region would serve it",
+                f"{_named(_open(had, taken_before))} is all that Route/{route} has left: {lost}",
             )
 
 

@@ -243,7 +243,13 @@ TENANTS = [resource("Tenant", f"t{i}", api_keys=["sha256:" + f"{i:064x}"]) for i
     [
         ([override("singapore")], [], []),
         ([override("frankfurt")], [], ["residency"]),
-        ([override("frankfurt", percent=99)], [], []),
+        ([override("frankfurt", percent=1)], [], ["residency"]),
+        ([override("singapore", percent=99)], [], []),
+        (
+            [override("frankfurt", percent=50), override("singapore", percent=50)],
+            [],
+            ["residency", "last-region"],
+        ),
         ([override("frankfurt", expires_s=NOW_S - 1)], [], []),
         ([override("frankfurt", expires_s=NOW_S + 1)], [], ["residency"]),
         ([override("frankfurt", action="failover")], [], ["residency"]),

@@ -14,7 +14,7 @@ from control_plane import keys
 from control_plane.catalog import Catalog
 from control_plane.changes import rollout_record
 from control_plane.changes.apply import Applied, Changes
-from control_plane.changes.errors import ChangeRefused, UnknownResource
+from control_plane.changes.errors import RULES, ChangeRefused, UnknownResource
 from control_plane.changes.history import HistoryEntry
 from control_plane.changes.plan import Wanted
 from control_plane.changes.rollout_record import RolloutRecord, snapshot_before
@@ -134,7 +134,7 @@ async def test_a_dry_run_says_that_it_would_be(bench: Bench) -> None:
 
 
 async def test_overrides_hold_everywhere_at_once_even_during_one(bench: Bench) -> None:
-    await bench.apply(smaller(), override("frankfurt", 20.0))
+    await bench.apply(smaller(), override("frankfurt", 20.0), force=("residency",))
     assert set(bench.before.overrides) == {"frankfurt"}
     done = await bench.apply(override())
     assert set(bench.before.overrides) == {"frankfurt", "singapore"}
@@ -436,7 +436,7 @@ async def one_change(bench: Bench, oracle: Oracle, rng: Random) -> None:
         tier = rng.choice(["vip", "standard", "batch"])
         put = resource("Tenant", rng.choice(["t-1", "t-2", "t-3"]), tier=tier)
     key, spec = put.key, put.spec
-    wanted = Wanted(puts=(put,), immediate=immediate, force=("rollout", "many"))
+    wanted = Wanted(puts=(put,), immediate=immediate, force=RULES)
     if key in oracle.head and rng.random() < 0.4:
         spec = None
         wanted = msgspec.structs.replace(wanted, puts=(), removes=(key,))
