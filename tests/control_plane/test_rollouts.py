@@ -136,7 +136,7 @@ async def test_a_dry_run_says_that_it_would_be(bench: Bench) -> None:
 async def test_overrides_hold_everywhere_at_once_even_during_one(bench: Bench) -> None:
     await bench.apply(smaller(), override("frankfurt", 20.0), force=("residency",))
     assert set(bench.before.overrides) == {"frankfurt"}
-    done = await bench.apply(override())
+    done = await bench.apply(override(), force=("last-region",))
     assert set(bench.before.overrides) == {"frankfurt", "singapore"}
     assert bench.before.revision == done.revision, "nodes that wait acknowledge it as well"
     assert bench.before.regions["frankfurt"].capacity_tokens_per_s == 100
