@@ -33,13 +33,21 @@ SEED = 4
 class World:
     """Demand, distances and capacities, as the director has them and as matrices."""
 
-    def __init__(self, edges: int, load: float, tiers: tuple[str, ...] = ("standard",)) -> None:
+    def __init__(
+        self,
+        edges: int,
+        load: float,
+        tiers: tuple[str, ...] = ("standard",),
+        grain_ms: float = 0.0,
+    ) -> None:
         rng = np.random.default_rng(SEED)
         names = [f"region-{n:02}" for n in range(REGIONS)]
         cities, places = rng.random((12, 2)), rng.random((REGIONS, 2))
         at = cities[rng.integers(12, size=edges)] + 0.06 * rng.standard_normal((edges, 2))
         self.cost = 4 + 220 * np.sqrt(((places[None] - at[:, None]) ** 2).sum(axis=2))
         self.cost += rng.exponential(3.0, self.cost.shape)
+        if grain_ms:
+            self.cost = np.maximum(np.round(self.cost / grain_ms), 1.0) * grain_ms
         self.tokens = 100 * rng.pareto(1.6, (edges, len(tiers))) + 1
         capacity = rng.random(REGIONS) + 0.2
         self.capacity = capacity * self.tokens.sum() / load / capacity.sum()
@@ -139,6 +147,10 @@ def main() -> None:
         compare(report, f"load {load:g}", world, peers, options.runs, 1e-6)
     tiers = World(EDGES, LOADS[0], ("vip", "standard", "batch"))
     compare(report, f"load {LOADS[0]:g}, three classes each", tiers, {}, options.runs, 1e-6)
+    over = World(EDGES, LOADS[-1], ("vip", "standard", "batch"))
+    compare(report, f"load {LOADS[-1]:g}, three classes each", over, {}, options.runs, 1e-6)
+    coarse = World(EDGES, LOADS[0], grain_ms=5.0)
+    compare(report, "distances in whole 5 ms", coarse, {}, options.runs, 1e-6)
     small = World(EDGES // 50, LOADS[0])
     compare(report, f"{EDGES // 50} edges", small, {"networkx": small.network,
             "scipy linprog": small.plain_program}, options.runs, 1e-4)  # fmt: skip

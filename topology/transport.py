@@ -33,6 +33,7 @@ _TORN = 6.0  # times the coldest temperature: how near the second choice is of o
 _SLACK = 1e-9  # of the median cost: what counts as nothing
 _ROUNDS_MAX = 60
 _BLOCK = 256
+_DIGITS = 9  # of a cost: where two differ by less, they are the same
 
 
 class Transport(NamedTuple):
@@ -182,24 +183,61 @@ def _loosen(
 def _program(
     cost: Floats, demand: Floats, left: Floats, open_to: Any, groups: Ints
 ) -> tuple[tuple[Ints, Ints], Floats, Floats, Floats]:
-    """Solve for `groups` alone, in what is `left`: ways, their amounts, prices, worth by group."""
-    region, row = np.nonzero(open_to[:, groups])
+    """Solve for `groups` alone, in what is `left`: ways, their amounts, prices, worth by group.
+
+    Groups between whose ways the differences are the same (distances in whole milliseconds make
+    many such) are one demand for the solver.
+    """
     if not len(groups):
-        return (region, groups[row]), np.zeros(0), np.zeros(len(left)), np.zeros(0)
+        return (groups, groups), np.zeros(0), np.zeros(len(left)), np.zeros(0)
+    mask = open_to[:, groups]
+    base = cost[mask.argmax(axis=0), groups]
+    extra = np.where(mask, cost[:, groups] - base, np.inf)
+    alike, first = _alike(extra)
+    tokens = np.bincount(alike, demand[groups]).astype(float)
+    region, row = np.nonzero(mask[:, first])
     ways = np.arange(len(row))
     ones = np.ones(len(row))
     bounded = np.isfinite(left)
     limited = np.flatnonzero(bounded[region])
     solved = linprog(
-        cost[region, groups[row]],
+        extra[region, first[row]],
         A_ub=csr_array((ones[limited], (region[limited], limited)), (len(left), len(row))),
         b_ub=np.where(bounded, left, 1.0),
-        A_eq=csr_array((ones, (row, ways)), (len(groups), len(row))),
-        b_eq=demand[groups],
+        A_eq=csr_array((ones, (row, ways)), (len(first), len(row))),
+        b_eq=tokens,
         method="highs",
     )
     if not solved.success:
         raise ArithmeticError(f"HiGHS: {solved.message}")
     amount = np.maximum(np.asarray(solved.x), 0.0)
+    amount *= (tokens / np.bincount(row, amount))[row]  # whole again, within rounding
+    member, way, part = _divide(alike, demand[groups], row, amount)
     price = np.maximum(-np.asarray(solved.ineqlin.marginals), 0.0)
-    return (region, groups[row]), amount, price, np.asarray(solved.eqlin.marginals)
+    worth = np.asarray(solved.eqlin.marginals)[alike] + base
+    return (region[way], groups[member]), part, price, worth
+
+
+def _alike(extra: Floats) -> tuple[Ints, Ints]:
+    """For each column the number of its kind; for each kind the first column of it."""
+    keys = np.ascontiguousarray(np.round(extra.T, _DIGITS)) + 0.0  # no negative zeros
+    number: dict[bytes, int] = {}
+    kinds = np.array([number.setdefault(key.tobytes(), len(number)) for key in keys])
+    _, first = np.unique(kinds, return_index=True)
+    return kinds, first
+
+
+def _divide(alike: Ints, demand: Floats, row: Ints, amount: Floats) -> tuple[Ints, Ints, Floats]:
+    """Give each kind's amounts to its members, one after the other, so that few are split:
+    member, way, part."""
+    used = np.flatnonzero(amount > 0)
+    members = np.argsort(alike, kind="stable")
+    ways = used[np.argsort(row[used], kind="stable")]
+    member_ends, way_ends = np.cumsum(demand[members]), np.cumsum(amount[ways])
+    ends = np.unique(np.concatenate([member_ends, way_ends]))
+    part = np.diff(ends, prepend=0.0)
+    middle = ends - part / 2
+    member = members[np.minimum(np.searchsorted(member_ends, middle), len(members) - 1)]
+    way = ways[np.minimum(np.searchsorted(way_ends, middle), len(ways) - 1)]
+    whole = alike[member] == row[way]  # all but slivers that rounding makes
+    return member[whole], way[whole], part[whole]
