@@ -26,6 +26,7 @@ from control_plane.geodns.service import DnsService, OnSnapshot, open_source
 from control_plane.geodns.settings import DnsSettings
 from runtime.clock import Clock, SystemClock
 from runtime.errors import TradewindError
+from runtime.metrics import Sample
 from runtime.shutdown import Shutdown
 from runtime.validation import InvalidDocument, convert
 from tests.geodns.worlds import PLACES, ZONE, edge, snapshot, zone
@@ -48,6 +49,9 @@ class Handed:
 
     async def close(self) -> None:
         self.closed = True
+
+    def samples(self) -> tuple[Sample, ...]:
+        return ()
 
     def __call__(
         self, settings: DnsSettings, on_snapshot: OnSnapshot, clock: Clock, rng: Random
