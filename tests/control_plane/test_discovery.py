@@ -341,7 +341,7 @@ async def test_a_burst_of_changes_is_coalesced(mesh: Mesh) -> None:
             mesh, "edge/tokyo", [at(replica)], None, lambda s: seen.append(s.revision)
         ) as edge:
             await until(lambda: edge.status.connected)
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.35)  # what its start set off is over
             for number in range(40):
                 done = await replica.changes.apply(Wanted(puts=(region(f"r{number}"),)), "o/a")
             await until(lambda: edge.snapshot.revision == done.revision)
