@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
+from control_plane.director.state import State
 from control_plane.discovery.errors import InvalidSubscription
-from control_plane.discovery.proxies.node import Profile
-from control_plane.discovery.proxies.session import WARM_S, ProxySession
+from control_plane.discovery.proxies.session import WARM_S
 from control_plane.discovery.proxies.spread import World
 from control_plane.discovery.proxies.subscription import NAMES_MAX
 from control_plane.discovery.proxies.translation import (
@@ -19,125 +19,11 @@ from control_plane.discovery.proxies.translation import (
     ROUTES,
     TYPES,
     Bundle,
-    Translator,
 )
-from runtime.identity import Principal
+from tests.discovery_proxies.peer import PROFILE, Peer, bundle, names_of, retiered, translate
 from tests.discovery_proxies.worlds import drain, resource, tenant, world
-from topology.resources import Resource
 
-PROFILE = Profile("envoy", place="tokyo")
 V2 = "type.googleapis.com/envoy.api.v2.Cluster"
-
-
-def translate(here: World, profile: Profile) -> Bundle:
-    return Translator(here).bundle_for(profile)
-
-
-def bundle(*more: Resource) -> Bundle:
-    return translate(world(*more), PROFILE)
-
-
-def retiered(tier: str) -> Bundle:
-    """A world in which acme's requests are of another class, and so go to another cluster."""
-    return bundle(tenant("acme", tier=tier, models=["smol"]))
-
-
-class Peer:
-    """A proxy that follows the protocol; `delta` says which of the two."""
-
-    def __init__(self, *, delta: bool, known: dict[str, Any] | None = None) -> None:
-        self.delta = delta
-        self.session = ProxySession(
-            "proxy/p", Principal("proxy", "p"), PROFILE, "cp-1", 0.0, 5.0, delta=delta
-        )
-        self.now_s = 0.0
-        self.held: dict[str, dict[str, bytes]] = {url: {} for url in TYPES}
-        self.names: dict[str, list[str]] = {}
-        self.log: list[str] = []  # types in the order of their responses
-        self._known = known or {}
-
-    def ask(self, url: str, *names: str) -> None:
-        """Subscribe to these names, and no others, of a type; none: to everything."""
-        before = self.names.get(url, [])
-        self.names[url] = list(names)
-        if self.delta:
-            request = discovery.DeltaDiscoveryRequest(
-                type_url=url,
-                resource_names_subscribe=[n for n in names if n not in before],
-                resource_names_unsubscribe=[n for n in before if n not in names],
-                initial_resource_versions=self._known.pop(url, {}),
-            )
-        else:
-            request = discovery.DiscoveryRequest(
-                type_url=url, resource_names=names, version_info=self._known.pop(url, "")
-            )
-        self.session.receive(request, 6.0)
-
-    def next(self, there: Bundle) -> Any:
-        data = self.session.next_response(there, self.now_s)
-        if data is None:
-            return None
-        cls = discovery.DeltaDiscoveryResponse if self.delta else discovery.DiscoveryResponse
-        response = cls.FromString(data)
-        self.log.append(response.type_url)
-        return response
-
-    def accept(self, response: Any) -> None:
-        url = response.type_url
-        if self.delta:
-            for entry in response.resources:
-                self.held[url][entry.name] = entry.resource.value
-            for name in response.removed_resources:
-                self.held[url].pop(name, None)
-        else:
-            self.held[url] = {str(i): a.value for i, a in enumerate(response.resources)}
-        self._answer(response)
-
-    def waiting(self) -> bool:
-        return self.session.waits
-
-    def refuse(self, response: Any, reason: str = "no such thing") -> None:
-        self._answer(response, reason)
-
-    def _answer(self, response: Any, reason: str = "") -> None:
-        names = self.names.get(response.type_url, [])
-        if self.delta:
-            request: Any = discovery.DeltaDiscoveryRequest()
-        else:
-            request = discovery.DiscoveryRequest(
-                resource_names=names, version_info="" if reason else response.version_info
-            )
-        request.type_url = response.type_url
-        request.response_nonce = response.nonce
-        if reason:
-            request.error_detail.message = reason
-        self.session.receive(request, 7.0)
-
-    def settle(self, there: Bundle) -> list[str]:
-        """Accept all that comes, subscribing to the endpoints of clusters as Envoy does; what
-        came, by type."""
-        before = len(self.log)
-        while (response := self.next(there)) is not None:
-            self.accept(response)
-            if response.type_url == CLUSTER:
-                clusters = sorted(there.clusters | self._clusters(response))
-                if clusters != self.names.get(ENDPOINTS):
-                    self.ask(ENDPOINTS, *clusters)
-        return self.log[before:]
-
-    def _clusters(self, response: Any) -> set[str]:
-        entries = [e.resource.value if self.delta else e.value for e in response.resources]
-        from_wire = [_cluster_name(value) for value in entries]
-        if self.delta:
-            return set(self.held[CLUSTER])
-        return set(from_wire)
-
-
-def _cluster_name(value: bytes) -> str:
-    from envoy.config.cluster.v3 import cluster_pb2
-
-    name: str = cluster_pb2.Cluster.FromString(value).name
-    return name
 
 
 @pytest.fixture(params=[True, False], ids=["delta", "state-of-the-world"])
@@ -208,7 +94,7 @@ def test_make_before_break(peer: Peer) -> None:
     peer.ask(ENDPOINTS, *sorted({*peer.names[ENDPOINTS], new}))
     endpoints = peer.next(after)
     assert endpoints.type_url == ENDPOINTS
-    assert old in _names_of(peer, endpoints) or peer.delta
+    assert old in names_of(peer, endpoints) or peer.delta
     assert peer.next(after) is None
     peer.accept(endpoints)
     routes = peer.next(after)
@@ -220,19 +106,7 @@ def test_make_before_break(peer: Peer) -> None:
     if peer.delta:
         assert list(gone.removed_resources) == [old]
     else:
-        assert old not in _names_of(peer, gone)
-
-
-def _names_of(peer: Peer, response: Any) -> set[str]:
-    if peer.delta:
-        return {entry.name for entry in response.resources}
-    from envoy.config.cluster.v3 import cluster_pb2
-    from envoy.config.endpoint.v3 import endpoint_pb2
-
-    if response.type_url == CLUSTER:
-        return {cluster_pb2.Cluster.FromString(a.value).name for a in response.resources}
-    parse = endpoint_pb2.ClusterLoadAssignment.FromString
-    return {parse(a.value).cluster_name for a in response.resources}
+        assert old not in names_of(peer, gone)
 
 
 def test_a_cluster_that_outlives_its_class_is_drained_too(peer: Peer) -> None:
@@ -298,6 +172,23 @@ def test_a_refusal_is_noted_and_not_repeated(peer: Peer) -> None:
     better = bundle(resource("Policy", "default", attempts=1))
     assert peer.settle(better) == [ROUTES]
     assert peer.session.acked_revision == better.revision
+
+
+def test_a_listener_that_the_proxy_cannot_open_holds_up_no_later_change(peer: Peer) -> None:
+    there = bundle()
+    peer.ask(CLUSTER)
+    peer.ask(LISTENER)
+    clusters, listener = peer.next(there), peer.next(there)
+    peer.refuse(listener, "cannot bind")
+    peer.accept(clusters)
+    assert peer.settle(there) == []
+    assert peer.session.acked_revision == 0
+    later = translate(World(world().snapshot.changed(8, [drain("dubai")]), State(), 1.0), PROFILE)
+    peer.settle(later)
+    assert peer.session.acked_revision == 8
+    nack = peer.session.nack
+    assert nack is not None
+    assert nack.revision == there.revision
 
 
 def test_an_answer_to_something_older_is_ignored(peer: Peer) -> None:
@@ -431,7 +322,7 @@ def test_types_that_are_not_served_are_answered_once(peer: Peer) -> None:
     if peer.delta:
         assert list(response.removed_resources) == ["a"]
     assert list(peer.session.unsupported) == [V2]
-    peer._answer(response)
+    peer.answer(response)
     peer.ask(V2, "a")
     assert peer.next(bundle()) is None
     for i in range(7):

@@ -16,7 +16,7 @@ from control_plane.discovery.proxies.translation import (
     TYPES,
     Bundle,
 )
-from tests.discovery_proxies.test_session import Peer, bundle
+from tests.discovery_proxies.peer import Peer, bundle
 from tests.discovery_proxies.worlds import drain, resource, tenant
 
 WORLDS = [

@@ -68,7 +68,7 @@ class ProxySession:
         self.nack: Nack | None = None
         self.unsupported: dict[str, None] = {}
         self.acked_directive = 0  # proxies are told none
-        self.staged = False  # served the snapshot of before the rollout that is under way
+        self.staged = False  # what it has is of before the rollout that is under way
         self.waits = False  # for the proxy or for this replica: ask again within `WARM_S`
         self._delta = delta
         self._replica = replica
@@ -77,6 +77,7 @@ class ProxySession:
         self._nonces = 0
         self._unknown: list[str] = []  # types to be answered
         self._unknown_names: dict[str, list[str]] = {}
+        self._holds_staged = False
         self._came_with = 0  # the newest revision of what it had when it came
         self._catch_up_until_s = now_s + CATCH_UP_S
         self._waiting_since_s: float | None = None
@@ -119,7 +120,7 @@ class ProxySession:
     def next_response(self, bundle: Bundle, now_s: float, *, stale: bool = False) -> bytes | None:
         """What to send now, serialised, or None. `stale`: this replica does not reach its store."""
         self.waits = False
-        self.staged = bundle.staged
+        self.staged = bundle.staged or (self._holds_staged and not self._refuses(bundle))
         if self._unknown:
             return self._answer_unknown(self._unknown.pop(0))
         if self._would_go_back(bundle, now_s, stale=stale):
@@ -209,7 +210,8 @@ class ProxySession:
         response.control_plane.identifier = self._replica
         clusters = bundle.clusters if url == ROUTES else frozenset()
         holds = {name: packed.version for name, packed in target.items()}
-        held.in_flight = InFlight(nonce, holds, digested, bundle.revision, now_s, clusters)
+        revision = bundle.revision_of(url)
+        held.in_flight = InFlight(nonce, holds, digested, revision, now_s, clusters)
         held.last_nonce = nonce
         held.owed = False
         self.sent_revision = bundle.revision
@@ -255,14 +257,27 @@ class ProxySession:
             self.nack, self._nacked = None, ""
 
     def _note_settled(self, bundle: Bundle) -> None:
-        """It holds the bundle's revision once it holds all that this has for it."""
+        """It holds the bundle's revision once it holds all that this has for it.
+
+        But for a listener that it refused earlier: that comes of what the proxy says of itself,
+        and of no revision, so it stays a complaint and holds nothing up.
+        """
         if not self._types or self.waits:
             return
+        whole = True
         for url, held in self._types.items():
-            if not held.settled(held.target(self._there(bundle, url))):
+            if held.settled(held.target(self._there(bundle, url))):
+                continue
+            whole = False
+            if url != LISTENER or not 0 < held.refused_revision < bundle.revision:
                 return
         self.sent_revision = self.acked_revision = bundle.revision
-        self.nack, self._nacked = None, ""
+        self.staged = self._holds_staged = bundle.staged
+        if whole:
+            self.nack, self._nacked = None, ""
+
+    def _refuses(self, bundle: Bundle) -> bool:
+        return any(held.refused_revision >= bundle.revision for held in self._types.values())
 
     def _receive_unknown(self, request: Any) -> None:
         """A type that is not served here exists nowhere: say so once, and note it for people."""

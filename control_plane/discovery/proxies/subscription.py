@@ -26,7 +26,7 @@ class InFlight(Struct, frozen=True):
     nonce: str
     holds: dict[str, str]  # name -> version, once it accepts
     digest: str  # of what was to be held
-    revision: int
+    revision: int  # to name if it is refused
     sent_s: float
     clusters: frozenset[str]  # that its routes name; for routes only
 
@@ -41,6 +41,7 @@ class Subscription:
         self.in_flight: InFlight | None = None
         self.last_nonce = ""
         self.refused = ""  # the digest of what it refused last
+        self.refused_revision = 0
         self.owed = True  # an answer is expected even if there is nothing new
         self.asked_anew: dict[str, None] = {}  # names that a delta response must give or deny
         self._known = ""  # the digest that it says it holds, from before this stream
@@ -125,9 +126,9 @@ class Subscription:
         self.in_flight = None
         if accepted:
             self.held = sent.holds
-            self.refused = ""
+            self.refused, self.refused_revision = "", 0
         else:
-            self.refused = sent.digest
+            self.refused, self.refused_revision = sent.digest, sent.revision
         return sent
 
     def settled(self, target: Mapping[str, Packed]) -> bool:

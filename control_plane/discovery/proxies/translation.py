@@ -62,6 +62,18 @@ class Bundle:
         }
         self.clusters = frozenset(clusters)  # that its routes name
 
+    def revision_of(self, url: str) -> int:
+        """Which revision to name if a proxy refuses this: that of before the rollout under way
+        where this is as it was, so that no change is taken back for what it did not do."""
+        before = self._translator.before
+        if before is None:
+            return self.revision
+        mine, theirs = self.resources[url], before.bundle_for(self._profile).resources[url]
+        same = mine.keys() == theirs.keys() and all(
+            theirs[name].version == packed.version for name, packed in mine.items()
+        )
+        return min(self._translator.base_revision, self.revision) if same else self.revision
+
     def outlived(self, url: str, name: str) -> Packed:
         """A cluster, or its endpoints, that only earlier routes name: by how things stand now."""
         if url == CLUSTER:
@@ -74,8 +86,18 @@ class Translator:
     was made for the same configuration before is taken over from `earlier`."""
 
     def __init__(
-        self, world: World, earlier: Translator | None = None, *, staged: bool = False
+        self,
+        world: World,
+        earlier: Translator | None = None,
+        *,
+        staged: bool = False,
+        before: Translator | None = None,
+        base_revision: int = 0,
     ) -> None:
+        """`before`: of what proxies beyond the stage of a rollout are served; the rollout's
+        change was planned against `base_revision`. `staged`: this is such a one itself."""
+        self.before = before
+        self.base_revision = base_revision
         # Of what the director decided, quotas are for edges, and are the bulk of it.
         state = msgspec.structs.replace(world.state, quotas={}, numbers={})
         self.world = msgspec.structs.replace(world, state=state)

@@ -34,11 +34,17 @@ class Translations:
         rollout = rollout if rollout is not None and rollout.under_way else None
         before = self._snapshot_before(snapshot, rollout)
         self._rollout = rollout
-        self._now = Translator(World(snapshot, state, now_s), self._now)
-        if before is None:
-            self._before = None
-        else:
-            self._before = Translator(World(before, state, now_s), self._before, staged=True)
+        self._before = (
+            Translator(World(before, state, now_s), self._before, staged=True)
+            if before is not None
+            else None
+        )
+        self._now = Translator(
+            World(snapshot, state, now_s),
+            self._now,
+            before=self._before,
+            base_revision=rollout.base_revision if rollout is not None else 0,
+        )
 
     def bundle_for(self, profile: Profile, principal: Principal) -> Bundle:
         """What a proxy is served."""
