@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -27,7 +28,7 @@ from region_core.engine.sim import SimSettings
 from region_core.process import Core, make_engine
 from region_core.settings import CoreSettings, Listen
 from runtime.clock import SystemClock
-from runtime.identity import Identity, Principal
+from runtime.identity import Identity, IdentityFiles, Principal
 from runtime.identity_watch import IdentityWatch
 from tests.control_plane.mesh import Mesh, at, node, serving, until
 from tests.edge_node.worlds import ACME, free_port, key_hash
@@ -67,9 +68,10 @@ class World:
     async def read_anew(self) -> None:
         """What each process does by itself every few seconds."""
         for watch in self.watches:
-            before = watch.renewals
             await watch.look()
-            assert watch.renewals == before + 1, watch.problem
+            files = watch.current.files
+            await until(partial(_up_to_date, files, watch))
+            assert watch.problem == ""
 
     def streams(self) -> list[float]:
         """Since when each node's ADS stream is up, as the replica knows."""
@@ -103,6 +105,12 @@ class World:
             return tunnel.connected
         finally:
             await tunnel.close()
+
+
+def _up_to_date(files: IdentityFiles, watch: IdentityWatch) -> bool:
+    held = watch.current
+    on_disk = (files.certificate.read_bytes(), files.ca.read_bytes())
+    return (held.certificate_pem, held.ca_pem) == on_disk
 
 
 def resources(port: int, edge_port: int) -> tuple[Resource, ...]:
