@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from random import Random
@@ -11,6 +12,7 @@ import pytest
 
 from control_plane import keys
 from control_plane.changes import audit
+from control_plane.changes.errors import ChangeConflict
 from control_plane.changes.plan import Head, Wanted
 from control_plane.store.base import Delete, Entry, Listing, Operation, Put
 from control_plane.store.memory import MemoryStore
@@ -205,3 +207,19 @@ async def test_forced_rules_are_in_the_chain(bench: Bench) -> None:
     last = audit.decode((await entry(bench, keys.of_audit(7))).value)
     assert last.rules == ("many",)
     assert "4 of 6 resources" in last.forced[0]
+
+
+async def test_replicas_that_compete_and_lose_answers_write_one_chain() -> None:
+    store = MemoryStore()
+    async with Bench(store) as one, Bench(store) as other:
+        await one.apply(region("first"))
+        store.lose_next_reply()
+        work = [each.apply(region(f"r{n}")) for n, each in enumerate([one, other] * 8)]
+        done = await asyncio.gather(*work, return_exceptions=True)
+        made = [revision for revision in done if isinstance(revision, int)]
+        refused = [error for error in done if not isinstance(error, int)]
+        assert all(isinstance(error, ChangeConflict) for error in refused), refused
+        assert len(set(made)) == len(made) >= 8
+        found = await one.changes.archive.verify()
+        assert (found.intact, found.entries) == (True, len(made) + 1)
+        assert len(await one.held()) == len(made) + 1, "none lost, none phantom"
