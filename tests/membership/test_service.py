@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import grpc
 import grpc.aio
@@ -22,6 +23,7 @@ from tests.membership.replicas import (
     said,
     stream,
 )
+from topology.wire.channel import open_channel
 
 StatusCode = grpc.StatusCode
 
@@ -219,6 +221,22 @@ async def test_all_mistakes_are_told_together(mesh: Mesh) -> None:
         await raw.send(**said("core/dubai", incarnation="", version="v" * 200, orca=b"\xff"))
         _, details = await raw.status()
         assert all(word in details for word in ("incarnation", "version", "orca"))
+
+
+async def test_noise_ends_its_own_stream_alone(mesh: Mesh) -> None:
+    async with (
+        replica(mesh, MemoryStore()) as here,
+        node(mesh, "core/dubai", [here.endpoint], core_report) as client,
+        open_channel(here.endpoint, mesh.identity("edge/tokyo")) as channel,
+    ):
+        await until(lambda: client.status.registered)
+        for noise in (b"\xff" * 100, b"", b"\x0a\xff\xff\xff\xff\x0f"):
+            call = channel.stream_stream("/tradewind.v1.Membership/Keep")()
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await call.write(noise)
+            async with asyncio.timeout(5):
+                assert await call.code() is not StatusCode.OK
+        assert client.status.registered and set(here.registry.members) == {"core/dubai"}
 
 
 async def test_regions_that_do_not_exist_are_named_and_ignored(mesh: Mesh) -> None:
