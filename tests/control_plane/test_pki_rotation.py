@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 from cryptography import x509
@@ -247,6 +249,38 @@ def test_a_change_of_ca_that_was_cut_off_goes_on(
     mesh.check_all()
     mesh.phase("retire")
     mesh.check_all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_order_and_wherever_it_is_cut_off(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Processes that have read the last command and others that have not trust each other."""
+    rng = Random(seed)
+    left = 0
+
+    def dies(*files: tuple[Path, bytes, int]) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        write_all(*files)
+
+    for module in ("rotation", "authority"):
+        monkeypatch.setattr(f"control_plane.pki.{module}.write_all", dies)
+    read = {held.principal: held for held in find([mesh.tree])[0]}
+    for _ in range(20):
+        left = rng.choice((0, rng.randint(1, 6)))
+        with contextlib.suppress(KeyboardInterrupt, OutOfOrder):
+            command = rng.choice(("trust", "reissue", "retire", ""))
+            list(mesh.rotation().phase(command) if command else mesh.rotation().renew())
+        now = {held.principal: held for held in find([mesh.tree])[0]}
+        for held in now.values():
+            held.identity.check(mesh.clock.wall())
+        mixed = [rng.choice((read[name], now[name])) for name in NAMES]
+        for one in mixed:
+            assert all(any(one.is_of(root) for root in other.roots) for other in mixed)
+        read = now
 
 
 def test_certificates_issued_meanwhile_fit_in(mesh: Mesh) -> None:
