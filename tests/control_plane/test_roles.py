@@ -60,9 +60,9 @@ REQUESTS: dict[str, list[tuple[Any, str]]] = {
         (drain(force=["last-region"]), "admin"),
     ],
     "ClearOverride": [
-        (pb.ClearOverrideRequest(regions=["frankfurt"], reason="x", dry_run=True), "viewer"),
-        (pb.ClearOverrideRequest(regions=["frankfurt"], reason="x"), "operator"),
-        (pb.ClearOverrideRequest(regions=["frankfurt"], reason="x", force=["many"]), "admin"),
+        (pb.ClearOverrideRequest(regions=["singapore"], reason="x", dry_run=True), "viewer"),
+        (pb.ClearOverrideRequest(regions=["singapore"], reason="x"), "operator"),
+        (pb.ClearOverrideRequest(regions=["singapore"], reason="x", force=["many"]), "admin"),
     ],
     "History": [(pb.HistoryRequest(), "viewer")],
     "Rollback": [
@@ -125,7 +125,7 @@ def background(mesh: Mesh) -> Iterator[Background]:
         running.apply(resource("Tenant", "later"))
         running.apply(
             resource(
-                "Override", "frankfurt", region="frankfurt", action="drain", reason="x", percent=5
+                "Override", "singapore", region="singapore", action="drain", reason="x", percent=5
             )
         )
         yield running
