@@ -271,5 +271,5 @@ def test_it_only_widens_and_never_past_a_due_node_that_lacks_it(ticks: Any) -> N
             last = {f"edge/{edge}": acked for edge, acked in acks}
             assert all(acked for name, acked in last.items() if before.has(name))
             holds = [10.0, 5.0, 5.0][: record.step or 1]
-            assert moving_s >= sum(holds) - 1e-6
+            assert moving_s >= sum(holds) - 1e-3
             assert record.step <= before.step + 1
