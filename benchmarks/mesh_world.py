@@ -22,6 +22,7 @@ from runtime.clock import SystemClock
 from runtime.identity import Identity, Principal
 
 GENERATORS = 2  # processes that a crowd is divided over
+WORKERS = 50  # subscribers to a certificate: the workers of one edge
 
 
 class World:
@@ -110,12 +111,14 @@ class Crowd:
         for index in range(GENERATORS):
             count = size // GENERATORS + (index < size % GENERATORS)
             if count:
-                identity = world.identity(f"{role}/bench-{index}")
-                self._start(kind, endpoint, identity, count)
+                nodes = range(-(-count // WORKERS))
+                identities = [world.identity(f"{role}/bench-{index}-{n}") for n in nodes]
+                self._start(kind, endpoint, identities, count)
 
-    def _start(self, kind: str, endpoint: str, identity: Path, count: int) -> None:
+    def _start(self, kind: str, endpoint: str, identities: list[Path], count: int) -> None:
         command = [sys.executable, "-m", "benchmarks.subscribers", f"--kind={kind}"]
-        command += [f"--endpoint={endpoint}", f"--identity={identity}", f"--count={count}"]
+        command += [f"--endpoint={endpoint}", f"--count={count}"]
+        command += [f"--identity={identity}" for identity in identities]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=harness.ROOT
         )

@@ -5,8 +5,8 @@
 
 Real parts throughout: a replica process on a real etcd, applies over the admin API (gRPC), and
 subscribers in two processes of their own, each subscriber a node with its own id on its own TCP
-and mutual TLS connection (`benchmarks.subscribers`). Nodes of one process share a certificate:
-their ids are the workers of one edge. Beside it, in the same run, etcd's own watch with the same
+and mutual TLS connection (`benchmarks.subscribers`). Fifty of them share a certificate, as the
+workers of one edge. Beside it, in the same run, etcd's own watch with the same
 TLS to as many watchers, which acknowledge nothing.
 
 A figure is taken for each apply when the last node has acknowledged it (its ACK is written), and

@@ -154,16 +154,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kind", choices=["xds", "etcd"], required=True)
     parser.add_argument("--endpoint", required=True)
-    parser.add_argument("--identity", type=Path, required=True)
+    parser.add_argument("--identity", type=Path, action="append", required=True)
     parser.add_argument("--count", type=int, required=True)
     options = parser.parse_args()
-    identity = Identity.load(identity_files(options.identity))
+    identities = [Identity.load(identity_files(folder)) for folder in options.identity]
     one = Subscriber if options.kind == "xds" else Watcher
 
     async def run() -> None:
-        numbers = range(options.count)
-        names = [f"{identity.principal}/{number}" for number in numbers]
-        await obey([one(name, options.endpoint, identity) for name in names])
+        subscribers = []
+        for number in range(options.count):
+            identity = identities[number % len(identities)]
+            name = f"{identity.principal}/{number // len(identities)}"
+            subscribers.append(one(name, options.endpoint, identity))
+        await obey(subscribers)
 
     uvloop.run(run())
 

@@ -21,7 +21,7 @@ from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
 from control_plane.catalog import Catalog
 from control_plane.director.directives import Directives
-from control_plane.discovery.admission import Admission
+from control_plane.discovery.admission import Admission, Shares
 from control_plane.discovery.deltas import Deltas
 from control_plane.discovery.directed import Directed
 from control_plane.discovery.errors import (
@@ -51,6 +51,10 @@ METHOD = "DeltaAggregatedResources"
 
 _SWEEP_S = 1.0
 
+# What one stream may ask: a node answers ten pushes a second of two types at the most.
+REQUESTS_PER_S = 50.0
+REQUESTS_BURST = 200
+
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 
@@ -74,6 +78,10 @@ class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """How long a stream may stay silent at its beginning."""
     ack_timeout_ms: Positive = 30_000
     """A node that answers no response for this long loses its stream, and opens another."""
+    streams_per_node: Positive = 256
+    """How many processes of one node (one certificate) may be connected."""
+    arrivals_per_node_per_s: Positive = 20
+    """How often a node may open a stream, once it has opened `streams_per_node`."""
     max_nodes: Positive = 20_000
     """How many nodes may be connected; as many again are remembered after they left."""
 
@@ -116,6 +124,7 @@ class DiscoveryServer:
         self._dns_admission = Admission(
             settings.dns_admissions_per_s, settings.dns_admission_burst, longest_wait_s
         )
+        self._shares = Shares(settings.streams_per_node, settings.arrivals_per_node_per_s)
         self.proxies: Proxies | None = None
         self._streams: dict[str, NodeStream] = {}
         self._left: OrderedDict[str, Session] = OrderedDict()
@@ -200,16 +209,47 @@ class DiscoveryServer:
         node_id = _check_node(first.node.id, principal)
         if self._published is None:
             self._publish()
-        await self._admit(principal)
+        crowded = self._shares.arrive(str(principal), self._clock.now())
+        if crowded:
+            raise TooMany(crowded)
+        try:
+            await self._admit(principal)
+            await self._follow(node_id, principal, first, requests, context)
+        finally:
+            self._shares.leave(str(principal))
+
+    async def _follow(
+        self,
+        node_id: str,
+        principal: Principal,
+        first: Any,
+        requests: AsyncIterator[Any],
+        context: Any,
+    ) -> None:
         now_s, wall_s = self._clock.now(), self._clock.wall()
         directed = self._directed if self._directives is not None else None
         session = Session(node_id, principal, first, self._deltas, now_s, wall_s, directed)
-        stream = NodeStream(session, context, self._clock, self._origin)
+        allowance = Admission(REQUESTS_PER_S, REQUESTS_BURST, 0.0)
+        stream = NodeStream(session, context, self._clock, self._origin, allowance)
         self._enter(stream)
         try:
             await stream.run(requests)
-        finally:
+        except StreamRefused as refusal:
+            self._refused += 1
             self._leave(stream)
+            with self._shares.ending(str(principal)):
+                await self._end(stream, refusal, context)
+        finally:
+            stream.drop()
+            self._leave(stream)
+
+    async def _end(self, stream: NodeStream, refusal: StreamRefused, context: Any) -> None:
+        """Tell the node why, and wait until it has read that: until then it takes memory."""
+        log.warning("stream ended", node=stream.session.node_id, reason=str(refusal))
+        try:
+            await context.abort(refusal.code, str(refusal))
+        finally:
+            await stream.gone()
 
     async def _first_request(self, requests: AsyncIterator[Any]) -> Any:
         try:
@@ -239,6 +279,8 @@ class DiscoveryServer:
 
     def _leave(self, stream: NodeStream) -> None:
         session = stream.session
+        if not session.connected:
+            return  # already
         session.leave(self._clock.wall())
         self._pushes += stream.pushes
         self._nacks += stream.nacks

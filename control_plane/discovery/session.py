@@ -26,6 +26,7 @@ from topology.wire.subscription import HELD_REVISION, Origin
 CATCH_UP_S = 2.0
 _REASON_CHARACTERS = 2_000
 _MAX_UNSUPPORTED = 8
+_MAX_HELD = 100_000  # names that a node may say it holds
 
 
 class Nack(Struct, frozen=True):
@@ -65,6 +66,8 @@ class Session:
         self.sent_revision = 0
         self.nack: Nack | None = None
         self.unsupported: dict[str, None] = {}
+        if len(first.initial_resource_versions) > _MAX_HELD:
+            raise InvalidSubscription(f"a node that holds more than {_MAX_HELD} resources")
         self._deltas = deltas
         self._held = deltas.recognise(dict(first.initial_resource_versions))
         self._held_revision = _held_revision(first)

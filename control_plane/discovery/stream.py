@@ -1,5 +1,5 @@
-"""The shell of one node's stream: one task reads, and another exists only while there is
-something to write.
+"""The shell of one node's stream: one task reads, another exists only while there is something to
+write, and gRPC's own waits for the end.
 
 A thousand nodes are told of a change in the same moment, so what each of them costs counts: a
 session is asked what to send before any task is made for it (docs/performance.md, propagation).
@@ -8,12 +8,14 @@ session is asked what to send before any task is made for it (docs/performance.m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc.aio
 
-from control_plane.discovery.errors import StreamRefused
+from control_plane.discovery.admission import Admission
+from control_plane.discovery.errors import StreamRefused, TooMany
 from control_plane.discovery.session import CATCH_UP_S, Nack, Session
 from runtime import logs
 from runtime.clock import Clock
@@ -25,10 +27,16 @@ _GONE: Any = grpc.aio.BaseError  # what gRPC raises where a call is over
 
 
 class NodeStream:
-    """`origin` is what to tell nodes of this replica; `pushes` and `nacks` count."""
+    """`origin` is what to tell nodes of this replica, `allowance` how often the node may ask.
+    `pushes` and `nacks` count."""
 
     def __init__(
-        self, session: Session, context: Any, clock: Clock, origin: Callable[[], Origin]
+        self,
+        session: Session,
+        context: Any,
+        clock: Clock,
+        origin: Callable[[], Origin],
+        allowance: Admission,
     ) -> None:
         self.session = session
         self.pushes = 0
@@ -36,30 +44,35 @@ class NodeStream:
         self._context = context
         self._clock = clock
         self._origin = origin
+        self._allowance = allowance
         self._ended = False
         self._refusal: StreamRefused | None = None
-        self._reading: asyncio.Task[Any] | None = None
+        self._over: asyncio.Future[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._later: asyncio.TimerHandle | None = None
 
     async def run(self, requests: AsyncIterator[Any]) -> None:
-        """Converse until either side has enough. Raises `StreamRefused`, or what gRPC raises."""
-        self._reading = asyncio.current_task()
+        """Converse until either side has enough. Raises `StreamRefused`. Then `drop` it."""
+        self._over = asyncio.get_running_loop().create_future()
+        self._reading = asyncio.create_task(self._read(requests))
         self.wake()
-        try:
-            async for request in requests:
-                self._receive(request)
-                if self._ended:
-                    break
-                self.wake()
-        except asyncio.CancelledError:
-            if not self._ended:
-                raise  # the node is gone
-        finally:
-            self._ended = True
-            self._stop()
+        await self._over
         if self._refusal is not None:
             raise self._refusal
+
+    async def gone(self) -> None:
+        """Return when the peer has taken the end of the stream. One that reads nothing takes it
+        when its connection ends, and until then gRPC keeps what was written for it."""
+        if self._reading is not None:
+            await asyncio.wait({self._reading})
+
+    def drop(self) -> None:
+        """Let go of everything."""
+        self._ended = True
+        for work in (self._reading, self._writing, self._later):
+            if work is not None:
+                work.cancel()
 
     def wake(self) -> None:
         """Something was received or published: send what there is to send."""
@@ -74,8 +87,29 @@ class NodeStream:
         if not self._ended:
             self._ended = True
             self._refusal = refusal
-            if self._reading is not None:
-                self._reading.cancel()
+            if self._over is not None and not self._over.done():
+                self._over.set_result(None)
+
+    async def _read(self, requests: AsyncIterator[Any]) -> None:
+        try:
+            async for request in requests:
+                if not self._ended:  # what comes after its end is passed over
+                    self._receive(request)
+                    self.wake()
+            self.end(None)
+        except StreamRefused as refusal:
+            self.end(refusal)
+            await self._pass_over(requests)
+        except _GONE:
+            self.end(None)
+        except Exception:  # the task's outermost edge: one node's trouble is its own
+            log.exception("reading from a node failed", node=self.session.node_id)
+            self.end(None)
+
+    async def _pass_over(self, requests: AsyncIterator[Any]) -> None:
+        with contextlib.suppress(_GONE):
+            async for _ in requests:
+                pass
 
     def _next(self) -> bytes | None:
         response = self.session.next_response(self._origin(), self._clock.now())
@@ -104,6 +138,8 @@ class NodeStream:
 
     def _receive(self, request: Any) -> None:
         session = self.session
+        if self._allowance.reserve(self._clock.now()) is None:
+            raise TooMany("too many requests on one stream", hint="answer each response once")
         earlier = session.nack
         session.receive(request, self._clock.wall())
         if session.nack is not None and session.nack is not earlier:
@@ -117,9 +153,3 @@ class NodeStream:
             revision=nack.revision,
             reason=nack.reason,
         )
-
-    def _stop(self) -> None:
-        if self._writing is not None:
-            self._writing.cancel()
-        if self._later is not None:
-            self._later.cancel()

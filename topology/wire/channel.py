@@ -15,6 +15,8 @@ PING_EVERY_MS = 10_000
 PING_TIMEOUT_MS = 5_000
 # Error details travel in trailing metadata, for which gRPC allows 8 KiB unless told otherwise.
 MAX_METADATA_BYTES = 64 * 1024
+HANDSHAKE_TIMEOUT_MS = 10_000
+MAX_STREAMS = 512  # on one connection; gRPC's default is no limit
 
 Options = list[tuple[str, int | str]]
 
@@ -59,6 +61,9 @@ def server_options() -> Options:
         ("grpc.max_receive_message_length", codec.MAX_REQUEST_BYTES),
         ("grpc.max_send_message_length", codec.MAX_RESPONSE_BYTES),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        # Whoever connects and says nothing is dropped; a peer opens no more streams than this.
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
         # Two replicas never share a port by accident.
         ("grpc.so_reuseport", 0),
     ]
