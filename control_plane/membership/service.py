@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from control_plane.director.observed import CoreReport, RegionSeen
-from control_plane.discovery.admission import Admission
+from control_plane.discovery.admission import Admission, Shares
 from control_plane.membership import heartbeat as heartbeats
 from control_plane.membership.base import Registry, region_of_core
 from control_plane.membership.errors import (
@@ -46,6 +46,8 @@ ADMISSION_WAIT_S = 3.0  # below the patience of `MembershipClientSettings.connec
 BURST = 20.0  # heartbeats that one node may send at once, and
 RATE_PER_S = 5.0  # how many it may go on with
 WORKERS_MAX = 64  # of one edge, as its settings allow
+STREAMS_MAX = 2 * WORKERS_MAX  # of one certificate: broken ones may linger beside their successors
+ARRIVALS_PER_S = 10.0  # of one certificate
 UNKNOWN_TOLD = 5  # regions that do not exist, named in an answer
 
 
@@ -68,6 +70,7 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
         self._regions = regions
         rate = self._settings.admissions_per_s
         self._admission = Admission(rate, rate, ADMISSION_WAIT_S)
+        self._shares = Shares(STREAMS_MAX, ARRIVALS_PER_S)
         self._upkeep = Upkeep(registry, clock, rng or Random(), self._settings.concurrency)
         self._streams: dict[str, _Stream] = {}
         # What was said last, and what counts until then although the stream ended.
@@ -136,7 +139,18 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
         principal = _authorise(context)
         _check_node(first.node_id, principal)
         heard = heartbeats.read(first)
-        await self._admit()
+        crowded = self._shares.arrive(str(principal), self._clock.now())
+        if crowded:
+            raise TooMany(crowded)
+        try:
+            await self._admit()
+            await self._follow(principal, heard, requests, context)
+        finally:
+            self._shares.leave(str(principal))
+
+    async def _follow(
+        self, principal: Principal, heard: Heartbeat, requests: AsyncIterator[Any], context: Any
+    ) -> None:
         stream = _Stream(heard.node, heard.incarnation, principal, self._clock.now())
         try:
             async with asyncio.timeout(None) as patience:

@@ -15,6 +15,7 @@ from control_plane.store.memory import MemoryStore
 from tests.control_plane.mesh import Mesh, until
 from tests.membership.replicas import (
     QUICK,
+    Stream,
     core_report,
     edge_report,
     node,
@@ -306,6 +307,22 @@ async def test_a_flood_and_silence_end_the_stream(mesh: Mesh) -> None:
             code, details = await raw.status()
             assert code is StatusCode.DEADLINE_EXCEEDED and "2 s" in details
         await until(lambda: not here.registry.members or not here.service.seen())
+
+
+async def test_a_node_gone_wild_harms_itself_alone(mesh: Mesh) -> None:
+    async with (
+        replica(mesh, MemoryStore()) as here,
+        open_channel(here.endpoint, mesh.identity("edge/wild")) as channel,
+    ):
+        codes = []
+        for _ in range(160):
+            raw = Stream(channel)
+            await raw.send(**said("edge/wild", leaving=True))
+            codes.append(await raw.status())
+        refused = [details for code, details in codes if code is StatusCode.RESOURCE_EXHAUSTED]
+        assert refused and "edge/wild opens more than" in refused[0]
+        async with node(mesh, "core/dubai", [here.endpoint], core_report) as client:
+            await until(lambda: client.status.registered, 3)
 
 
 async def test_nodes_are_bounded_and_come_less_often_when_many(mesh: Mesh) -> None:
