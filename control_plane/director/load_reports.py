@@ -139,6 +139,7 @@ class _Node:
                 for region, r in (self._regions.items() if self.edge else ())
             },
             tenants={tenant: r.requests for tenant, r in self._tenants.items()},
+            load_at_s=self.at_s or 0.0,
         )
 
 

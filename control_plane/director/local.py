@@ -98,5 +98,6 @@ def merged(
                 if held is None
                 else msgspec.structs.replace(held, reachable=view.reachable, rtt_ms=view.rtt_ms)
             )
-        out[node] = msgspec.structs.replace(report, regions=regions)
+        seen_at_s = now_s if node in seen else 0.0
+        out[node] = msgspec.structs.replace(report, regions=regions, seen_at_s=seen_at_s)
     return out

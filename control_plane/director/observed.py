@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 from msgspec import Struct
 
 
@@ -39,6 +40,9 @@ class EdgeReport(Struct, frozen=True):
     demand: dict[str, ClassLoad] = {}  # demand class -> load
     regions: dict[str, RegionSeen] = {}
     tenants: dict[str, float] = {}  # tenant with a limit -> requests per second that asked
+    # When its load report and its heartbeat came, which may go to different replicas; 0: none did.
+    load_at_s: float = 0.0
+    seen_at_s: float = 0.0
 
 
 class CoreReport(Struct, frozen=True):
@@ -93,14 +97,15 @@ class Observed(Struct, frozen=True):
 
 
 def union(parts: Iterable[Observed], at_s: float) -> Observed:
-    """All that `parts` say; of two reports from a node, the newer one."""
+    """All that `parts` say; of two reports from a node, the newer one. What an edge counts and
+    what it sees are two: they may have gone to different replicas."""
     edges: dict[str, EdgeReport] = {}
     cores: dict[str, CoreReport] = {}
     nodes: dict[str, NodeState] = {}
     for part in parts:
         for node, edge in part.edges.items():
-            if node not in edges or edges[node].at_s < edge.at_s:
-                edges[node] = edge
+            other = edges.get(node)
+            edges[node] = edge if other is None else _joined(other, edge)
         for node, core in part.cores.items():
             if node not in cores or cores[node].at_s < core.at_s:
                 cores[node] = core
@@ -109,3 +114,24 @@ def union(parts: Iterable[Observed], at_s: float) -> Observed:
             if held is None or (held.connected, held.since_s) < (state.connected, state.since_s):
                 nodes[node] = state
     return Observed(at_s, edges, cores, nodes)
+
+
+def _joined(one: EdgeReport, other: EdgeReport) -> EdgeReport:
+    """What a node counted by the newer load report, what it sees by the newer heartbeat."""
+    both = (one, other)
+    load = max(both, key=lambda report: (report.load_at_s, report.at_s))
+    seen = max(both, key=lambda report: (report.seen_at_s, report.at_s))
+    if load is seen:
+        return load
+    regions = dict(load.regions)
+    for region, view in seen.regions.items():
+        counted = regions.get(region, RegionSeen(view.reachable))
+        regions[region] = msgspec.structs.replace(
+            counted, reachable=view.reachable, rtt_ms=view.rtt_ms
+        )
+    return msgspec.structs.replace(
+        load,
+        at_s=max(one.at_s, other.at_s),
+        regions=regions,
+        seen_at_s=seen.seen_at_s,
+    )

@@ -56,8 +56,8 @@ def advance(snapshot: Snapshot, state: State, observed: Observed, now_s: float) 
     found = assign(demand, costs, capacity, limits)
     policy = snapshot.policy.director
     shares = advance_shares(state.shares, found.shares, demand, costs, capacity, policy, limits)
-    silent = snapshot.edges.keys() - {report.edge for report in observed.edges.values()}
-    for edge in state.shares.keys() & silent:  # whoever says nothing keeps what it was told
+    silent = snapshot.edges.keys() - {r.edge for r in observed.edges.values() if r.load_at_s > 0}
+    for edge in state.shares.keys() & silent:  # whoever reports no load keeps what it was told
         kept = {c: s for c, s in state.shares[edge].items() if _is_known(snapshot, c)}
         if kept:
             shares[edge] = kept

@@ -33,7 +33,7 @@ def report(name: str, regions: dict[str, RegionSeen] | None = None, **demand: fl
         texts[cls]: ClassLoad(tokens / 10, tokens, 0.0, {"frankfurt": tokens})
         for cls, tokens in demand.items()
     }
-    return EdgeReport(f"edge/{name}", name, NOW, loads, regions or {})
+    return EdgeReport(f"edge/{name}", name, NOW, loads, regions or {}, load_at_s=NOW)
 
 
 def seen(*edges: EdgeReport, cores: tuple[CoreReport, ...] = ()) -> Observed:
@@ -158,6 +158,9 @@ def test_cores_that_drain_are_no_capacity_and_others_traffic_is_not_ours() -> No
 def test_whoever_is_silent_keeps_what_it_was_told_and_whoever_is_idle_does_not() -> None:
     held = State(shares={"london": {ALL: {"dubai": 1.0}, "standard:atlantis": {"atlantis": 1.0}}})
     assert shares.advance(world(), held, seen(), NOW).shares == {"london": {ALL: {"dubai": 1.0}}}
+    told = {"london": {ALL: {"dubai": 1.0}}}
+    heartbeat = msgspec.structs.replace(report("london"), load_at_s=0.0)
+    assert shares.advance(world(), held, seen(heartbeat), NOW).shares == told
     assert shares.advance(world(), held, seen(report("london")), NOW).shares == {}
 
 
