@@ -34,7 +34,7 @@ from control_plane.discovery.errors import (
 )
 from control_plane.discovery.session import Session
 from control_plane.discovery.stream import NodeStream
-from control_plane.peers import principal_of_call
+from control_plane.peers import principal_of_call, speaks_for
 from runtime import logs
 from runtime.clock import Clock
 from runtime.identity import IdentityError, Principal
@@ -362,9 +362,8 @@ def _authorise(context: Any, roles: frozenset[str]) -> Principal:
 
 def _check_node(node_id: str, principal: Principal) -> str:
     """The id of a node is its principal, and `/<worker>` where it has several processes."""
-    own = str(principal)
-    worker = node_id.removeprefix(f"{own}/")
-    if node_id != own and (worker == node_id or not worker or "/" in worker or len(worker) > 63):
+    if not speaks_for(principal, node_id):
+        own = str(principal)
         raise NotAllowed(
             f"node {node_id[:100]!r} with the certificate of {own}",
             hint=f"node.id must be {own!r}, or {own + '/<worker>'!r}",
