@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -279,23 +280,32 @@ async def run(options: Any, report: Report) -> None:
         world = World(Path(folder))
         await world.start_etcd()
         try:
-            world.start_replica()
-            with world.replica, world.admin() as admin:
-                await asyncio.to_thread(admin.apply, request(resources()))
-                for size in map(int, options.sizes.split(",")):
-                    await one_size(world, size, options.runs, report)
-                if options.herd:
-                    herd = await asyncio.to_thread(measure_herd, world, options.herd)
-                    show("herd", herd)
-                    report.figures["herd"] = herd
+            for size in map(int, options.sizes.split(",")):
+                mine = await with_replica(world, partial(measure_ours, world, size, options.runs))
+                theirs = await measure_etcd(world, size, options.runs)
+                take_in(report, size, mine, theirs)
+            if options.herd:
+                herd = await with_replica(world, partial(measure_herd, world, options.herd))
+                show("herd", herd)
+                report.figures["herd"] = herd
         finally:
             await world.etcd.stop()
 
 
-async def one_size(world: World, size: int, runs: int, report: Report) -> None:
-    mine = await asyncio.to_thread(measure_ours, world, size, runs)
+async def with_replica(world: World, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """On a replica that has just started, so that its memory tells of this size alone."""
+
+    def run() -> dict[str, float]:
+        world.start_replica()
+        with world.replica, world.admin() as admin:
+            admin.apply(request(resources()))
+            return measure()
+
+    return await asyncio.to_thread(run)
+
+
+def take_in(report: Report, size: int, mine: dict[str, float], theirs: dict[str, float]) -> None:
     show(f"{size} {OURS}", mine)
-    theirs = await measure_etcd(world, size, runs)
     show(f"{size} {ETCD}", theirs)
     name = f"subscribers_{size}"
     report.add(name, {OURS: [sample(mine)], ETCD: [sample(theirs)]})
