@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -156,6 +157,9 @@ class System:
 
     async def heal(self) -> None:
         """Everything runs and reaches everything."""
+        for name, child in self.supervisor.children.items():
+            if child.running:
+                self.signal(name, signal.SIGCONT)
         for replica in REPLICAS:
             if any(proxy.frozen for proxy in self.proxies[replica]):
                 self.reconnect(replica)

@@ -3,12 +3,14 @@
 Whatever happens: no acknowledged write is lost, no refused one visible, none is half there or
 from nobody, and no client's request fails for want of a control plane. The order of things is
 drawn from a seed, which is printed: `TRADEWIND_FAULT_SEED` repeats a run.
-`TRADEWIND_FAULT_ETCD_OUTAGE_S=120` and `TRADEWIND_FAULT_FREEZE_S=20` are the long forms.
+`TRADEWIND_FAULT_ETCD_OUTAGE_S=120`, `TRADEWIND_FAULT_FREEZE_S=20`, `TRADEWIND_FAULT_DRAIN_S=20` and
+`TRADEWIND_FAULT_CHAOS_S=300` are the long forms.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import os
 import signal
 from collections import Counter
@@ -27,8 +29,9 @@ from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 OUTAGE_S = float(os.environ.get("TRADEWIND_FAULT_ETCD_OUTAGE_S", "9"))
-FREEZE_S = float(os.environ.get("TRADEWIND_FAULT_FREEZE_S", "5"))
+FREEZE_S = float(os.environ.get("TRADEWIND_FAULT_FREEZE_S", "4"))
 DRAIN_S = float(os.environ.get("TRADEWIND_FAULT_DRAIN_S", "5"))
+CHAOS_S = float(os.environ.get("TRADEWIND_FAULT_CHAOS_S", "4"))
 WRITES_AGAIN_S = 15.0
 TAKEOVER_S = 4.0  # 3, and some patience with a machine that is busy with other things
 
@@ -262,6 +265,76 @@ async def test_all_of_etcd_is_lost(system: System, rng: Random, say: Say) -> Non
         say(f"  etcd away for {lasted_s:.0f} s: writes again {took_s:.2f} s after it was back")
 
 
+async def test_one_thing_after_another(system: System, rng: Random, say: Say) -> None:
+    """Faults drawn at random, which overlap; none is mended before the next comes."""
+    async with watched("chaos", system, rng, say) as load:
+        end = loop_time() + CHAOS_S
+        done: list[str] = []
+        while loop_time() < end:
+            done.append(await hurt(system, load, rng))
+            await asyncio.sleep(rng.uniform(0.1, 1.5))
+        say(f"  {len(done)} faults: {', '.join(done)}")
+
+
+class Fault(enum.Enum):
+    """What may happen next, each as likely as any other."""
+
+    KILL = "kill"
+    STOP = "stop"
+    FREEZE = "freeze"
+    THAW = "thaw"
+    PARTITION = "partition"
+    RECONNECT = "reconnect"
+    CUT = "cut"
+    START = "start the replicas"
+    MEMBER = "kill member"
+    FREEZE_MEMBER = "freeze member"
+    THAW_MEMBER = "thaw member"
+    ETCD = "start etcd"
+    EDGE = "restart edge"
+
+
+async def hurt(system: System, load: Load, rng: Random) -> str:
+    """Do one thing to something that runs, or undo one; what was done."""
+    replica, member, edge = rng.choice(REPLICAS), rng.randrange(3), rng.choice(list(EDGES))
+    runs = system.supervisor.child(replica).running
+    what = rng.choice(list(Fault))
+    match what:
+        case Fault.KILL:
+            await system.supervisor.kill(replica)
+        case Fault.STOP if runs:
+            system.signal(replica, signal.SIGCONT)
+            await stop(system, replica)
+        case Fault.FREEZE if runs:
+            system.signal(replica, signal.SIGSTOP)
+        case Fault.THAW if runs:
+            system.signal(replica, signal.SIGCONT)
+        case Fault.PARTITION:
+            system.partition(replica)
+        case Fault.RECONNECT:
+            system.reconnect(replica)
+        case Fault.CUT:
+            system.cut(replica)
+        case Fault.START:
+            await system.again(*REPLICAS)
+        case Fault.MEMBER:
+            system.etcd.kill(member)
+        case Fault.FREEZE_MEMBER if system.etcd.running(member):
+            system.etcd.freeze(member)
+        case Fault.THAW_MEMBER if system.etcd.running(member):
+            system.etcd.thaw(member)
+        case Fault.ETCD:
+            for index in filter(system.etcd.running, range(3)):
+                system.etcd.thaw(index)
+            await system.etcd.start()
+        case Fault.EDGE:
+            await restart_edge(system, load, edge, rng)
+        case _:
+            return "nothing"
+    about = {Fault.EDGE: edge, Fault.ETCD: "", Fault.START: ""}.get(what, replica)
+    return f"{what.value} {member if 'member' in what.value else about}".strip()
+
+
 async def serves_stale(system: System, replica: str) -> bool:
     status = (await system.statuses())[replica]
     return bool(getattr(status, "revision", 0) and getattr(status, "stale_since_s", 0.0))
@@ -273,10 +346,7 @@ async def restart_edge(
     """Killed or stopped in order, and started again, at times without anything on its disk."""
     load.edge_down(edge)
     if rng.random() < 0.5 and not empty:
-        system.signal(f"edge-{edge}", signal.SIGTERM)
-        child = system.supervisor.child(f"edge-{edge}")
-        child.expected_to_die = True
-        await asyncio.wait_for(child.process.wait(), 10)
+        await stop(system, f"edge-{edge}")
     else:
         await system.supervisor.kill(f"edge-{edge}")
     if empty:
@@ -285,3 +355,11 @@ async def restart_edge(
     await system.again(f"edge-{edge}")
     await system.serving(edge)
     load.edge_up(edge)
+
+
+async def stop(system: System, name: str) -> None:
+    """In order, and it must come to an end whatever else is broken."""
+    child = system.supervisor.child(name)
+    child.expected_to_die = True
+    system.signal(name, signal.SIGTERM)
+    await asyncio.wait_for(child.process.wait(), 10)
