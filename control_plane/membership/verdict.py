@@ -88,7 +88,7 @@ def count(seen: Mapping[str, Mapping[str, bool]], regions: Iterable[str]) -> dic
 def _judge(
     verdict: Verdict | None, votes: Votes, well: bool | None, policy: HealthPolicy, now_s: float
 ) -> Verdict:
-    alive = votes.reach > 0 or well is True
+    alive = votes.say_up(policy.quorum) or well is True
     if verdict is None:
         return Verdict(up=True, since_s=now_s, proven=alive)
     if verdict.since_s > now_s:  # the clock was set back: nothing of it lies in the future

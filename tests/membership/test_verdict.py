@@ -284,13 +284,13 @@ class Naive:
                 edges.setdefault(node.split("/")[1], []).append(regions[R])
         reach = [edge for edge, views in edges.items() if any(views)]
         miss = [edge for edge, views in edges.items() if not any(views)]
-        self.proven = self.proven or (self.up and (bool(reach) or well is True))
-        if self.against is None:
-            self.against = []
-            return self.up
         down = len(miss) >= 2 and len(miss) / len(edges) > self.policy.quorum
         back = not down and bool(reach)
         back = back and (not miss or len(reach) / len(edges) > self.policy.quorum)
+        self.proven = self.proven or (self.up and (back or well is True))
+        if self.against is None:
+            self.against = []
+            return self.up
         self.against.append(down and well is False if self.up else back and well is not False)
         run = 0
         while run < len(self.against) and self.against[-1 - run]:
