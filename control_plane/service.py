@@ -113,7 +113,13 @@ class Replica:
             rng,
         )
         self.metrics = Metrics()
-        for source in (self.discovery, self.proxies, self.direction, self.identities):
+        for source in (
+            self.discovery,
+            self.proxies,
+            self.directives,
+            self.direction,
+            self.identities,
+        ):
             self.metrics.watch(source.samples)
         self.metrics.watch(self._samples)
         self.port = 0
@@ -192,6 +198,9 @@ class Replica:
         yield Sample("tradewind_control_snapshot_stale", "Served without the store", stale)
         revision = view.snapshot.revision
         yield Sample("tradewind_control_snapshot_revision", "The snapshot's revision", revision)
+        under_way = view.rollout is not None and view.rollout.under_way
+        share = view.rollout.percent if view.rollout is not None and under_way else 100.0
+        yield Sample("tradewind_control_rollout_percent", "Nodes that have the change", share)
         held = len(view.snapshot)
         yield Sample("tradewind_control_resources", "Resources in the snapshot", held)
         failed = self.catalog.disk_failures + self.directives.disk_failures

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
@@ -20,6 +20,7 @@ from control_plane.store.errors import StoreUnavailable
 from runtime import logs
 from runtime.atomic_file import CheckedFile
 from runtime.backoff import Backoff
+from runtime.metrics import Sample
 from runtime.validation import InvalidDocument
 from topology.directive import Directive
 
@@ -73,6 +74,22 @@ class Directives:
             await asyncio.gather(self._task, return_exceptions=True)
         if self._disk is not None:
             await self._disk.close()
+
+    def samples(self) -> Iterable[Sample]:
+        """What was decided, as every replica knows it, for Prometheus."""
+        name = "tradewind_director_"
+        yield Sample(name + "followed", "Whether decisions are followed.", self.followed)
+        yield Sample(name + "number", "Of the newest directive.", self.state.number)
+        yield Sample(name + "notes", "What could not be done.", len(self.state.notes))
+        for region, verdict in self.state.verdicts.items():
+            yield Sample(name + "region_up", "The verdict.", verdict.up, {"region": region})
+        for region, drain in self.state.drains.items():
+            labels = {"region": region}
+            yield Sample(name + "drain_percent", "Of a paced override.", drain.percent, labels)
+            yield Sample(name + "drain_waits", "It is paused.", bool(drain.paused), labels)
+        for region, load in self.outlook.utilisation.items():
+            labels = {"region": region}
+            yield Sample(name + "utilisation", "As its cores report it.", load, labels)
 
     async def _follow_forever(self) -> None:
         while True:
