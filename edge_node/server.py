@@ -88,6 +88,7 @@ class EdgeWorker:
         self.app.metrics.watch(self.identities.samples)
         self.app.metrics.watch(self.agent.samples)
         self.app.metrics.watch(self.presence.samples)
+        self.app.metrics.watch(self.reporter.samples)
         self.app.metrics.watch(self._tunnel_samples)
 
     def use(self, snapshot: Snapshot) -> None:

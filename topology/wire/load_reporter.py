@@ -7,7 +7,7 @@ away, so that the first report of a new stream is about the present.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -20,6 +20,7 @@ from runtime import logs
 from runtime.backoff import Backoff
 from runtime.clock import Clock
 from runtime.identity import Identity
+from runtime.metrics import Sample
 from topology.load import LoadCounts, encode
 from topology.wire.channel import open_channel
 
@@ -84,6 +85,11 @@ class LoadReporter:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def samples(self) -> Iterable[Sample]:
+        name = "tradewind_edge_load_reports_"
+        yield Sample(name + "taken", "A replica takes its load reports.", self.connected)
+        yield Sample(name + "sent_total", "Load reports sent.", self.sent)
 
     async def _report_forever(self) -> None:
         attempt = 0
