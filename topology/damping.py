@@ -86,7 +86,8 @@ def advance_shares(
         if _differs(case.now, case.plain):
             served = round(sum(wanted[case.edge][case.text].values()), SERVED_DIGITS)
             spread = {r: part * served for r, part in sorted(case.now.items()) if part > _NOTHING}
-            shares.setdefault(case.edge, {})[case.text] = spread
+            old = held.get(case.edge, {}).get(case.text, {})
+            shares.setdefault(case.edge, {})[case.text] = old if _is_same(old, spread) else spread
     return shares
 
 
@@ -175,6 +176,11 @@ def _over(part: float, other: Mapping[str, float], region: str) -> bool:
 
 def _differs(one: Spread, other: Spread) -> bool:
     return any(abs(one.get(r, 0.0) - other.get(r, 0.0)) > 1e-3 for r in one.keys() | other.keys())
+
+
+def _is_same(one: Spread, other: Spread) -> bool:
+    """But for rounding, which is no news."""
+    return one.keys() == other.keys() and all(abs(one[r] - other[r]) < _NOTHING for r in one)
 
 
 def _whole(spread: Mapping[str, float]) -> Spread:
