@@ -134,7 +134,8 @@ def test_from_any_world_to_any_other(before: Case, after: Case) -> None:
                 cls = DemandClass.parse(text)
                 assert set(spread) <= set(cls.regions) & set(capacity)
                 lost = round(wanted.shed.get(edge, {}).get(text, 0.0), 2)
-                assert sum(spread.values()) + lost == pytest.approx(1.0, abs=0.0051)
+                # Both are rounded to whole percents, each by itself.
+                assert sum(spread.values()) + lost == pytest.approx(1.0, abs=0.0101)
                 old = earlier.get(edge, {}).get(text)
                 if second and old is not None:
                     moved = sum(max(0.0, p - spread.get(r, 0.0)) for r, p in old.items())
