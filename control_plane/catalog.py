@@ -25,11 +25,11 @@ import msgspec
 from control_plane import keys
 from control_plane.changes import rollout_record
 from control_plane.changes.rollout_record import RolloutRecord
-from control_plane.store.base import Change, Entry, Listing, Relisted, Store
+from control_plane.store.base import Change, Entry, Listing, Store
 from control_plane.store.errors import StoreUnavailable
+from control_plane.store.following import follow
 from runtime import logs
 from runtime.atomic_file import CheckedFile
-from runtime.backoff import Backoff
 from runtime.clock import Clock
 from runtime.validation import InvalidDocument, Problem
 from topology import resources as res
@@ -41,8 +41,6 @@ log = logs.get("catalog")
 
 _STATUS_POLL_S = 0.1
 _WATCH_PATIENCE_S = 0.25
-_RETRY_MIN_S = 0.1
-_RETRY_MAX_S = 2.0
 
 
 class View(msgspec.Struct, frozen=True):
@@ -168,7 +166,7 @@ class Catalog:
         self._store = store
         self._disk = LastGood(last_good) if last_good is not None else None
         self._rollout_disk = _rollout_file(last_good) if last_good is not None else None
-        self._backoff = Backoff(_RETRY_MIN_S, _RETRY_MAX_S, rng.random)
+        self._rng = rng
         self._decoded = Decoded()
         self._listed = False
         self._catching_up = asyncio.Lock()
@@ -214,7 +212,7 @@ class Catalog:
             log.info("started from the last good snapshot", revision=kept.revision)
             self._publish(snapshot=kept, rollout=self._rollout_on_disk())
         self._tasks = [
-            asyncio.create_task(self._follow_forever(), name="catalog"),
+            asyncio.create_task(self._follow(), name="catalog"),
             asyncio.create_task(self._poll_status(), name="catalog-status"),
         ]
 
@@ -259,31 +257,8 @@ class Catalog:
         finally:
             self._waiters.discard(future)
 
-    async def _follow_forever(self) -> None:
-        while True:
-            try:
-                await self._follow()
-                reason = "the watch ended"
-            except StoreUnavailable as error:
-                reason = str(error)
-            except Exception as error:  # the replica serves on, and says what happened
-                log.exception("following the store failed")
-                reason = repr(error)
-            delay_s = self._backoff.next_s()
-            log.warning("the store is not followed", reason=reason, retry_in_s=round(delay_s, 2))
-            await asyncio.sleep(delay_s)
-
     async def _follow(self) -> None:
-        listing = await self._store.list(keys.RESOURCES)
-        self._relist(listing)
-        self._backoff.reset()
-        watch = self._store.watch(keys.RESOURCES, after=listing.revision)
-        async with contextlib.aclosing(watch):
-            async for item in watch:
-                if isinstance(item, Relisted):
-                    self._relist(item.listing)
-                elif item.revision > self._view.seen_revision:  # else a listing overtook it
-                    self._apply(item)
+        await follow(self._store, keys.RESOURCES, self._relist, self._apply, self._rng)
 
     def _relist(self, listing: Listing) -> None:
         self._decoded.replace(listing.entries)
@@ -295,6 +270,8 @@ class Catalog:
         self._assemble(self._newest, listing.revision)
 
     def _apply(self, change: Change) -> None:
+        if change.revision <= self._view.seen_revision:
+            return  # a listing overtook it
         self._decoded.put(change.puts)
         self._decoded.delete(change.deletes)
         touched = {entry.key for entry in change.puts} | set(change.deletes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from random import Random
 
 import msgspec
@@ -13,6 +13,7 @@ from msgspec import Struct
 from control_plane import keys
 from control_plane.store.base import Change, Entry, Put, Store
 from control_plane.store.errors import LeaseLost, StoreUnavailable
+from control_plane.store.following import follow
 from runtime import logs
 from runtime.backoff import Backoff
 from runtime.clock import Clock
@@ -60,8 +61,8 @@ class Replicas:
 
     def start(self) -> None:
         self._tasks = [
-            asyncio.create_task(self._forever(self._follow), name="replicas-watch"),
-            asyncio.create_task(self._forever(self._register), name="replicas"),
+            asyncio.create_task(self._follow(), name="replicas-watch"),
+            asyncio.create_task(self._register_forever(), name="replicas"),
         ]
 
     async def close(self) -> None:
@@ -75,11 +76,11 @@ class Replicas:
                 async with asyncio.timeout(REVOKE_S):
                     await self._store.revoke(lease)
 
-    async def _forever(self, step: Callable[[Backoff], Awaitable[None]]) -> None:
+    async def _register_forever(self) -> None:
         backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S, self._rng.random)
         while True:
             try:
-                await step(backoff)
+                await self._register(backoff)
             except StoreUnavailable:
                 pass  # the store's own log says so
             except LeaseLost:
@@ -120,20 +121,19 @@ class Replicas:
             else:
                 return
 
-    async def _follow(self, backoff: Backoff) -> None:
-        listing = await self._store.list(keys.REPLICAS)
-        backoff.reset()
-        self._publish(_addresses(listing.entries))
-        async with contextlib.aclosing(
-            self._store.watch(keys.REPLICAS, after=listing.revision)
-        ) as watch:
-            async for item in watch:
-                if isinstance(item, Change):
-                    gone = {key.removeprefix(keys.REPLICAS) for key in item.deletes}
-                    kept = {n: at for n, at in self.alive.items() if n not in gone}
-                    self._publish(kept | _addresses(item.puts))
-                else:
-                    self._publish(_addresses(item.listing.entries))
+    async def _follow(self) -> None:
+        await follow(
+            self._store,
+            keys.REPLICAS,
+            lambda listing: self._publish(_addresses(listing.entries)),
+            self._apply,
+            self._rng,
+        )
+
+    def _apply(self, change: Change) -> None:
+        gone = {key.removeprefix(keys.REPLICAS) for key in change.deletes}
+        kept = {name: at for name, at in self.alive.items() if name not in gone}
+        self._publish(kept | _addresses(change.puts))
 
     def _publish(self, alive: dict[str, str]) -> None:
         before, self.alive = self.alive, alive

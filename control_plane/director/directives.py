@@ -7,7 +7,6 @@ without it, the last one known is served.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
@@ -15,19 +14,15 @@ from random import Random
 from control_plane import keys
 from control_plane.director import state as states
 from control_plane.director.state import Outlook, State, directive_for
-from control_plane.store.base import Change, Entry, Store
-from control_plane.store.errors import StoreUnavailable
+from control_plane.store.base import Entry, Listing, Store
+from control_plane.store.following import follow
 from runtime import logs
 from runtime.atomic_file import CheckedFile
-from runtime.backoff import Backoff
 from runtime.metrics import Sample
 from runtime.validation import InvalidDocument
 from topology.directive import Directive
 
 log = logs.get("directives")
-
-_RETRY_MIN_S = 0.1
-_RETRY_MAX_S = 2.0
 
 
 class Directives:
@@ -39,7 +34,7 @@ class Directives:
     def __init__(self, store: Store, kept: Path | None, rng: Random) -> None:
         self._store = store
         self._disk = CheckedFile(kept, "directives") if kept is not None else None
-        self._backoff = Backoff(_RETRY_MIN_S, _RETRY_MAX_S, rng.random)
+        self._rng = rng
         self._listeners: list[Callable[[], None]] = []
         self._task: asyncio.Task[None] | None = None
         self.state = State()
@@ -66,7 +61,7 @@ class Directives:
                 self.state = states.decode(data, "the directives on disk")
             except InvalidDocument as error:
                 log.error("the directives on disk are ignored", reason=str(error))
-        self._task = asyncio.create_task(self._follow_forever(), name="directives")
+        self._task = asyncio.create_task(self._follow(), name="directives")
 
     async def close(self) -> None:
         if self._task is not None:
@@ -91,30 +86,22 @@ class Directives:
             labels = {"region": region}
             yield Sample(name + "utilisation", "As its cores report it.", load, labels)
 
-    async def _follow_forever(self) -> None:
-        while True:
-            try:
-                await self._follow()
-                reason = "the watch ended"
-            except StoreUnavailable as error:
-                reason = str(error)
-            except Exception as error:  # the replica serves on, and says what happened
-                log.exception("following the director failed")
-                reason = repr(error)
-            self.followed = False
-            delay_s = self._backoff.next_s()
-            log.info("the director is not followed", reason=reason, retry_in_s=round(delay_s, 2))
-            await asyncio.sleep(delay_s)
-
     async def _follow(self) -> None:
-        listing = await self._store.list(keys.DIRECTOR)
+        await follow(
+            self._store,
+            keys.DIRECTOR,
+            self._relist,
+            lambda change: self._take(change.puts),
+            self._rng,
+            self._lost,
+        )
+
+    def _relist(self, listing: Listing) -> None:
         self._take(listing.entries)
         self.followed = True
-        self._backoff.reset()
-        watch = self._store.watch(keys.DIRECTOR, after=listing.revision)
-        async with contextlib.aclosing(watch):
-            async for item in watch:
-                self._take(item.puts if isinstance(item, Change) else item.listing.entries)
+
+    def _lost(self) -> None:
+        self.followed = False
 
     def _take(self, entries: tuple[Entry, ...]) -> None:
         for entry in entries:

@@ -19,16 +19,13 @@ from control_plane import keys
 from control_plane.director.observed import Member
 from control_plane.membership.base import Listener
 from control_plane.membership.errors import MemberLost, RegistryUnavailable
-from control_plane.store.base import Change, Delete, Entry, Guard, Put, Relisted, Store, StoreStatus
+from control_plane.store.base import Delete, Entry, Guard, Put, Store, StoreStatus
 from control_plane.store.errors import Conflict, LeaseLost, StoreUnavailable
+from control_plane.store.following import follow
 from runtime import logs
-from runtime.backoff import Backoff
 from runtime.clock import Clock
 
 log = logs.get("membership")
-
-_RETRY_MIN_S = 0.1
-_RETRY_MAX_S = 2.0
 
 
 class LeaseRegistry:
@@ -39,7 +36,7 @@ class LeaseRegistry:
     def __init__(self, store: Store, clock: Clock, rng: Random, ttl_s: float = 15.0) -> None:
         self._store = store
         self._ttl_s = ttl_s
-        self._backoff = Backoff(_RETRY_MIN_S, _RETRY_MAX_S, rng.random)
+        self._rng = rng
         self._entries: dict[str, Entry] = {}  # node -> what the store holds of it
         self._members: dict[str, Member] = {}
         self._members_view = MappingProxyType(self._members)
@@ -64,7 +61,7 @@ class LeaseRegistry:
         self._listeners.append(listener)
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._follow_forever(), name="members")
+        self._task = asyncio.create_task(self._follow(), name="members")
 
     async def close(self) -> None:
         if self._task is not None:
@@ -117,32 +114,14 @@ class LeaseRegistry:
         revision = await self._store.transact([], [Put(key, value, lease)])
         self._take([Entry(key, value, revision, lease)], ())
 
-    async def _follow_forever(self) -> None:
-        while True:
-            try:
-                await self._follow()
-                reason = "the watch ended"
-            except StoreUnavailable as error:
-                reason = str(error)
-            except Exception as error:  # the task's outermost edge: members stay as they are
-                log.exception("following the members failed")
-                reason = repr(error)
-            delay_s = self._backoff.next_s()
-            log.info("the members are not followed", reason=reason, retry_in_s=round(delay_s, 2))
-            await asyncio.sleep(delay_s)
-
     async def _follow(self) -> None:
-        listing = await self._store.list(keys.MEMBERS)
-        self._relist(listing.entries)
-        self._backoff.reset()
-        watch = self._store.watch(keys.MEMBERS, after=listing.revision)
-        async with contextlib.aclosing(watch):
-            async for item in watch:
-                match item:
-                    case Relisted():
-                        self._relist(item.listing.entries)
-                    case Change():
-                        self._take(item.puts, item.deletes, item.revision)
+        await follow(
+            self._store,
+            keys.MEMBERS,
+            lambda listing: self._relist(listing.entries),
+            lambda change: self._take(change.puts, change.deletes, change.revision),
+            self._rng,
+        )
 
     def _relist(self, entries: Iterable[Entry]) -> None:
         self._entries.clear()
