@@ -15,12 +15,15 @@ from msgspec import Struct
 
 from control_plane.changes.errors import UnknownResource
 from control_plane.changes.plan import NEW, Wanted
-from runtime.validation import InvalidDocument, Problem
+from runtime.validation import InvalidDocument, Problem, check
 from topology import resources as res
 from topology.directive import NONE, Directive
+from topology.fields import Name
 from topology.resources import ANY, Key, Resource
 from topology.routing import Standing, standing
 from topology.snapshot import Snapshot
+
+_ONE_REGION = "the name of one region, as `tradewind region list` has it: empty is not all"
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -154,9 +157,10 @@ def _keys_on(overrides: Snapshot, regions: Iterable[str]) -> list[Key]:
 def _region_problems(regions: Sequence[str]) -> list[Problem]:
     if not regions:
         return [Problem("request", "region", "none", "at least one region: empty is not all")]
-    bad = [region for region in regions if not region or region == ANY]
+    # One that is no name must not leave the others to be carried out without it.
+    bad = [region for region in regions if region == ANY or check(region, Name, "request")]
     problems = [
-        Problem("request", "region", repr(region), "the name of one region: empty is not all")
+        Problem("request", "region", repr(region[:80]), _ONE_REGION)
         for region in dict.fromkeys(bad)
     ]
     for region, count in Counter(regions).items():

@@ -133,6 +133,7 @@ def test_restoring_what_nothing_overrides_names_it() -> None:
 WRONG: list[tuple[dict[str, Any], Iterable[str]]] = [
     ({"regions": ()}, ["at least one region"]),
     ({"regions": ("", "*")}, ["found ''", "found '*'"]),
+    ({"regions": ("Frankfurt", "dubai")}, ["found 'Frankfurt'"]),
     ({"regions": ("dubai", "dubai")}, ["dubai twice"]),
     ({"reason": " "}, ["reason"]),
     ({"action": "drown"}, ["action"]),
