@@ -22,7 +22,7 @@ import openai
 import pytest
 
 from lab.supervisor import session_members
-from lab.world import CLIENT_CITIES, DNS_PORT, EDGE_PORT, LONDON, MODEL, SERVICE
+from lab.world import CLIENT_CITIES, DNS_PORT, EDGE_PORT, EDGES, LONDON, MODEL, SERVICE
 
 pytestmark = pytest.mark.lab
 
@@ -199,5 +199,12 @@ def serves(directory: Path) -> bool:
 
 
 def recovered(directory: Path) -> bool:
-    done = tradewind(directory, "status")
-    return done.returncode == 0 and "AWAY" not in done.stdout and "edge/london" in done.stdout
+    """The store answers every replica, and every edge is connected to one of them."""
+    done = tradewind(directory, "status", "-o", "json")
+    if done.returncode != 0:
+        return False
+    told = json.loads(done.stdout)
+    edges = {node["id"] for node in told["nodes"] if node["connected"] and node["role"] == "edge"}
+    return len(edges) == len(EDGES) and all(
+        r.get("store", {}).get("available") for r in told["replicas"]
+    )
