@@ -18,12 +18,20 @@ from envoy.service.load_stats.v3 import lrs_pb2
 from msgspec import Struct
 
 from control_plane.director.observed import ClassLoad, EdgeReport, RegionSeen
+from control_plane.director.reported import (
+    CLUSTERS_MAX,
+    INTERVAL_MIN_S,
+    BadReport,
+    Counted,
+    Reported,
+    read,
+)
+from control_plane.discovery.admission import Shares
 from control_plane.peers import principal_of_call, speaks_for
 from runtime import logs
 from runtime.clock import Clock
 from runtime.identity import IdentityError, Principal
 from runtime.metrics import Sample
-from topology.load import FIRST_TOKEN, TENANT, TOKENS
 
 log = logs.get("load-reports")
 
@@ -36,20 +44,13 @@ FRESH_S = 5.0  # a node that has reported nothing for longer counts no more
 SMOOTHING_S = 3.0  # what was reported so long ago counts e times less than what is new
 
 NODES_MAX = 20_000
-CLUSTERS_MAX = 4_096  # in a report
-LOCALITIES_MAX = 256  # in a cluster
-NAME_MAX = 4_096  # characters; a demand class names its regions
+STREAMS_MAX = 1_024  # of one certificate, which many proxies may share
+ARRIVALS_PER_S = 10.0  # of one certificate
+HELD_MAX = 2 * CLUSTERS_MAX  # names that count at once, of one node and kind
 FIRST_REQUEST_S = 10.0
 # Reports that come faster than asked for are work that nobody wants.
 HASTE = 5  # times as many are borne, over as many seconds
-_RATE_MAX = 1e9  # per second: more is no load but a mistake
 _GONE = 1e-3  # per second: what has faded to less is forgotten
-
-_MS_MIN, _MS_MAX = 100, 120_000  # the interval that a report may say it covers
-
-
-class BadReport(Exception):
-    """A load report makes no sense; the text says where."""
 
 
 class NodeRefused(Exception):
@@ -60,16 +61,6 @@ class NodeRefused(Exception):
         self.code = code
 
 
-class _Counted(Struct):
-    """One region, or the whole, of one class in one report; all are sums, not rates."""
-
-    requests: float = 0.0
-    errors: float = 0.0
-    tokens: float = 0.0
-    first_tokens: float = 0.0
-    first_token_ms: float = 0.0
-
-
 class _Rates(Struct):
     """Smoothed, per second; `first_token_ms` is a mean."""
 
@@ -78,7 +69,7 @@ class _Rates(Struct):
     tokens: float = 0.0
     first_token_ms: float | None = None
 
-    def add(self, new: _Counted, interval_s: float, weight: float) -> None:
+    def add(self, new: Counted, interval_s: float, weight: float) -> None:
         self.requests += weight * (new.requests / interval_s - self.requests)
         self.errors += weight * (new.errors / interval_s - self.errors)
         self.tokens += weight * (new.tokens / interval_s - self.tokens)
@@ -92,7 +83,7 @@ class _Rates(Struct):
         return max(self.requests, self.errors, self.tokens) < _GONE
 
 
-_NO_COUNT = _Counted()
+_NO_COUNT = Counted()
 
 
 class _Node:
@@ -108,16 +99,19 @@ class _Node:
         self._parts: dict[tuple[str, str], _Rates] = {}  # class, region
         self._tenants: dict[str, _Rates] = {}
 
-    def take(self, report: _Parsed, wall_s: float, now_s: float) -> None:
+    def take(self, report: Reported, wall_s: float, now_s: float) -> None:
         first = self.at_s is None
-        interval_s = report.interval_s or max(now_s - self.heard_s, _MS_MIN / 1e3)
+        interval_s = report.interval_s or max(now_s - self.heard_s, INTERVAL_MIN_S)
         weight = 1.0 if first else 1.0 - math.exp(-interval_s / SMOOTHING_S)
-        for held, new in (
+        tables: tuple[tuple[dict[Any, _Rates], dict[Any, Counted]], ...] = (
             (self._classes, report.classes),
             (self._regions, report.regions),
             (self._parts, report.parts),
             (self._tenants, report.tenants),
-        ):
+        )
+        if any(len(held.keys() | new.keys()) > HELD_MAX for held, new in tables):
+            raise BadReport(f"more than {HELD_MAX} names in the last reports of {self.node_id}")
+        for held, new in tables:
             _smooth(held, new, interval_s, weight)
         self.at_s, self.heard_s = wall_s, now_s
 
@@ -143,7 +137,7 @@ class _Node:
         )
 
 
-def _smooth(held: dict[Any, _Rates], new: dict[Any, _Counted], dt_s: float, weight: float) -> None:
+def _smooth(held: dict[Any, _Rates], new: dict[Any, Counted], dt_s: float, weight: float) -> None:
     for key in new.keys() - held.keys():
         held[key] = _Rates()
     for key, rates in list(held.items()):
@@ -159,6 +153,8 @@ class LoadReports:
         self._clock = clock
         self._nodes: dict[str, _Node] = {}
         self._streams: dict[str, object] = {}
+        self._shares = Shares(STREAMS_MAX, ARRIVALS_PER_S)
+        self._swept_s = clock.now()
         self._taken = self._refused = 0
 
     def add_to(self, server: Any) -> None:
@@ -174,8 +170,9 @@ class LoadReports:
     def edges(self) -> dict[str, EdgeReport]:
         """Node -> its report; only of nodes that reported within `FRESH_S`. A proxy's report
         names no edge."""
-        self._forget()
-        return {n: node.report() for n, node in self._nodes.items() if node.at_s is not None}
+        now_s = self._clock.now()
+        self._sweep(now_s)
+        return {n: node.report() for n, node in self._nodes.items() if _is_fresh(node, now_s)}
 
     def samples(self) -> Iterable[Sample]:
         name = "tradewind_load_reports_"
@@ -183,11 +180,13 @@ class LoadReports:
         yield Sample(name + "taken_total", "Load reports taken.", self._taken)
         yield Sample(name + "refused_total", "Streams ended for what they said.", self._refused)
 
-    def _forget(self) -> None:
-        now_s = self._clock.now()
-        gone = [n for n, node in self._nodes.items() if now_s - node.heard_s > FRESH_S]
-        for node in gone:
-            del self._nodes[node]
+    def _sweep(self, now_s: float) -> None:
+        """Forget who is silent: now and then, as it looks at all of them."""
+        if now_s - self._swept_s < FRESH_S:
+            return
+        self._swept_s = now_s
+        for name in [n for n, node in self._nodes.items() if not _is_fresh(node, now_s)]:
+            del self._nodes[name]
 
     async def _serve(self, requests: AsyncIterator[Any], context: Any) -> None:
         # Before anything else: it tells the client that somebody listens.
@@ -210,6 +209,22 @@ class LoadReports:
         first = await _first(requests)
         principal = _authorise(context)
         node_id = _node_id(principal, first.node.id)
+        crowded = self._shares.arrive(str(principal), self._clock.now())
+        if crowded:
+            raise NodeRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, crowded)
+        try:
+            await self._follow(principal, node_id, first, requests, context)
+        finally:
+            self._shares.leave(str(principal))
+
+    async def _follow(
+        self,
+        principal: Principal,
+        node_id: str,
+        first: Any,
+        requests: AsyncIterator[Any],
+        context: Any,
+    ) -> None:
         if node_id not in self._streams and (
             len(self._streams) >= NODES_MAX or len(self._nodes) >= 2 * NODES_MAX
         ):
@@ -232,15 +247,20 @@ class LoadReports:
                 del self._streams[node_id]
 
     def _take(self, node_id: str, edge: str, request: Any) -> None:
-        report = _parse(request)
+        report = read(request)
         if report is None:
             return
-        self._forget()
+        now_s = self._clock.now()
+        self._sweep(now_s)
         node = self._nodes.get(node_id)
-        if node is None:
+        if node is None or not _is_fresh(node, now_s):  # what it said before a silence is over
             node = self._nodes[node_id] = _Node(node_id, edge)
-        node.take(report, self._clock.wall(), self._clock.now())
+        node.take(report, self._clock.wall(), now_s)
         self._taken += 1
+
+
+def _is_fresh(node: _Node, now_s: float) -> bool:
+    return node.at_s is not None and now_s - node.heard_s <= FRESH_S
 
 
 class _Haste:
@@ -297,89 +317,3 @@ def _node_id(principal: Principal, told: str) -> str:
         f"node {told[:100]!r} with the certificate of {principal}: node.id must be"
         f" '{principal}', or '{principal}/<worker>'",
     )
-
-
-class _Parsed(Struct):
-    interval_s: float  # 0: it did not say
-    classes: dict[str, _Counted]
-    regions: dict[str, _Counted]
-    parts: dict[tuple[str, str], _Counted]
-    tenants: dict[str, _Counted]
-
-
-def _parse(request: Any) -> _Parsed | None:
-    """A report, checked; None where it covers no time: the first request of a stream."""
-    clusters = request.cluster_stats
-    if len(clusters) > CLUSTERS_MAX:
-        raise BadReport(f"{len(clusters)} clusters in a report; at most {CLUSTERS_MAX}")
-    if not len(clusters):
-        # A node with nothing to tell is there all the same.
-        return _Parsed(0.0, {}, {}, {}, {}) if not request.HasField("node") else None
-    interval_ms = max(stats.load_report_interval.ToMilliseconds() for stats in clusters)
-    if not _MS_MIN <= interval_ms <= _MS_MAX:
-        raise BadReport(
-            f"load_report_interval of {interval_ms} ms; from {_MS_MIN} ms to {_MS_MAX} ms"
-        )
-    report = _Parsed(interval_ms / 1e3, {}, {}, {}, {})
-    for index, stats in enumerate(clusters):
-        where = f"cluster_stats[{index}]"
-        name = stats.cluster_name
-        if not name or len(name) > NAME_MAX:
-            raise BadReport(f"{where}: a cluster_name of {len(name)} characters; 1 to {NAME_MAX}")
-        if len(stats.upstream_locality_stats) > LOCALITIES_MAX:
-            raise BadReport(f"{where}: more than {LOCALITIES_MAX} localities")
-        limit = _RATE_MAX * report.interval_s
-        if name.startswith(TENANT):
-            asked = sum(at.total_issued_requests for at in stats.upstream_locality_stats)
-            report.tenants[name.removeprefix(TENANT)] = _Counted(_sane(asked, limit, where))
-        else:
-            _add(report, name, stats, limit, where)
-    return report
-
-
-def _add(report: _Parsed, name: str, stats: Any, limit: float, where: str) -> None:
-    lost = _sane(stats.total_dropped_requests, limit, where)
-    whole = report.classes.setdefault(name, _Counted())
-    requests = lost
-    for locality in stats.upstream_locality_stats:
-        region = locality.locality.region
-        if len(region) > NAME_MAX:
-            raise BadReport(f"{where}: a region's name of {len(region)} characters")
-        at = _counted(locality, limit, where)
-        # A failed attempt is tried elsewhere, and counts there, or is lost, and counts as that.
-        requests += at.requests - at.errors
-        whole.tokens += at.tokens
-        for held in (
-            report.parts.setdefault((name, region), _Counted()),
-            report.regions.setdefault(region, _Counted()),
-        ):
-            held.requests += at.requests
-            held.errors += at.errors
-            held.tokens += at.tokens
-            held.first_tokens += at.first_tokens
-            held.first_token_ms += at.first_token_ms
-    whole.requests += max(requests, 0.0)
-    whole.errors += lost
-
-
-def _counted(locality: Any, limit: float, where: str) -> _Counted:
-    finished = locality.total_successful_requests + locality.total_error_requests
-    counted = _Counted(
-        requests=_sane(locality.total_issued_requests or finished, limit, where),
-        errors=_sane(locality.total_error_requests, limit, where),
-    )
-    if len(locality.load_metric_stats) > LOCALITIES_MAX:
-        raise BadReport(f"{where}: more than {LOCALITIES_MAX} metrics")
-    for metric in locality.load_metric_stats:
-        if metric.metric_name == TOKENS:
-            counted.tokens = _sane(metric.total_metric_value, limit, where)
-        elif metric.metric_name == FIRST_TOKEN:
-            counted.first_tokens = _sane(metric.num_requests_finished_with_metric, limit, where)
-            counted.first_token_ms = _sane(metric.total_metric_value, 1e6 * limit, where)
-    return counted
-
-
-def _sane(value: float, limit: float, where: str) -> float:
-    if not 0.0 <= value <= limit:  # false for NaN too
-        raise BadReport(f"{where}: a count of {value:g}; from 0 to {limit:g}")
-    return float(value)

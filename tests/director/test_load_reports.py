@@ -17,6 +17,8 @@ from envoy.service.load_stats.v3 import lrs_pb2, lrs_pb2_grpc
 from control_plane.director import load_reports
 from control_plane.director.load_reports import LoadReports
 from control_plane.director.observed import EdgeReport
+from control_plane.director.reported import BadReport
+from control_plane.discovery.admission import Shares
 from runtime.clock import ManualClock, SystemClock
 from tests.control_plane.mesh import Mesh, until
 from topology.load import LoadCounts, encode
@@ -251,6 +253,57 @@ async def test_reports_in_haste_are_not_borne(taker: Taker) -> None:
         assert (await _end(call))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+async def test_names_that_change_with_every_report_take_bounded_room(taker: Taker) -> None:
+    bound = load_reports.HELD_MAX
+    taker.reports._take("edge/a", "a", _named(range(bound // 2)))
+    taker.reports._take("edge/a", "a", _named(range(bound // 2, bound)))
+    with pytest.raises(BadReport, match="names"):
+        taker.reports._take("edge/a", "a", _named(range(bound, bound + 1)))
+    assert len(taker.reports.edges()["edge/a"].demand) == bound
+
+
+async def test_one_certificate_takes_a_bounded_number_of_streams(
+    taker: Taker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taker.reports, "_shares", Shares(2, 1000.0))
+    async with (
+        _stream(taker, "edge/tokyo") as one,
+        _stream(taker, "edge/tokyo") as two,
+        _stream(taker, "edge/tokyo") as three,
+    ):
+        await _begin(one, "edge/tokyo/1")
+        await _begin(two, "edge/tokyo/2")
+        first = lrs_pb2.LoadStatsRequest()
+        first.node.id = "edge/tokyo/3"
+        await three.write(first)
+        assert (await _end(three))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        two.cancel()
+        await until(lambda: len(taker.reports._streams) == 1)
+        taker.clock.advance(1.0)
+        async with _stream(taker, "edge/tokyo") as four:
+            await _begin(four, "edge/tokyo/4")
+
+
+async def test_taking_a_report_does_not_look_at_all_nodes(taker: Taker) -> None:
+    """With ten thousand nodes that report each second it would take the whole second."""
+    reports, nodes = taker.reports, 2000
+    looked = 0
+
+    class Counting(dict[str, Any]):
+        def items(self) -> Any:
+            nonlocal looked
+            looked += len(self)
+            return super().items()
+
+    reports._nodes = Counting()
+    for second in range(10):
+        for n in range(nodes):
+            reports._take(f"edge/e{n}", f"e{n}", lrs_pb2.LoadStatsRequest())
+        taker.clock.advance(1.0)
+        assert second > 1 or looked == 0
+    assert looked <= 2 * nodes
+
+
 async def test_the_newer_stream_of_a_node_counts(taker: Taker) -> None:
     async with _stream(taker, "edge/tokyo") as old, _stream(taker, "edge/tokyo") as new:
         await _begin(old, "edge/tokyo")
@@ -306,6 +359,14 @@ def _many(clusters: int) -> Any:
     request = lrs_pb2.LoadStatsRequest()
     for n in range(clusters):
         request.cluster_stats.add(cluster_name=f"c{n}").load_report_interval.FromSeconds(1)
+    return request
+
+
+def _named(numbers: range) -> Any:
+    request = lrs_pb2.LoadStatsRequest()
+    for n in numbers:
+        stats = request.cluster_stats.add(cluster_name=f"c{n}", total_dropped_requests=10**6)
+        stats.load_report_interval.FromSeconds(1)
     return request
 
 
