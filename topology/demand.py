@@ -39,14 +39,17 @@ def selects(selectors: tuple[str, ...], name: str) -> bool:
 def route_for(snapshot: Snapshot, tenant: str, model: str) -> tuple[str, RouteSpec] | None:
     """The narrowest route for a tenant and model: one that names the tenant outranks one that
     names the model, which outranks `*`; equals go by name."""
-    best: tuple[tuple[bool, bool, str], str, RouteSpec] | None = None
-    for name, route in snapshot.routes.items():
-        if not (selects(route.tenants, tenant) and selects(route.models, model)):
-            continue
-        rank = (tenant not in route.tenants, model not in route.models, name)
-        if best is None or rank < best[0]:
-            best = (rank, name, route)
-    return (best[1], best[2]) if best else None
+    # There may be thousands, and every request asks.
+    for routes in (snapshot.routes_of(tenant), snapshot.routes_of(ANY)):
+        ranked = (
+            (model not in route.models, name)
+            for name, route in routes.items()
+            if selects(route.models, model)
+        )
+        best = min(ranked, default=None)
+        if best is not None:
+            return best[1], routes[best[1]]
+    return None
 
 
 def demand_class(snapshot: Snapshot, tenant: str, model: str) -> DemandClass | None:

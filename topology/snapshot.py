@@ -31,12 +31,13 @@ from topology.resources import (
 )
 
 DEFAULT_POLICY = PolicySpec()
+_NO_ROUTES: Mapping[str, RouteSpec] = MappingProxyType({})
 
 
 class Snapshot:
     """All resources at `revision`, indexed by kind and name. Build with `Snapshot.build`."""
 
-    __slots__ = ("_by_kind", "_key_owner", "_links", "_specs", "policy", "revision")
+    __slots__ = ("_by_kind", "_key_owner", "_links", "_routes_of", "_specs", "policy", "revision")
 
     def __init__(self, revision: int, by_kind: Mapping[str, Mapping[str, Resource]]) -> None:
         self.revision = revision
@@ -46,6 +47,10 @@ class Snapshot:
             for kind, held in by_kind.items()
         }
         self._links = {(spec.source, spec.target): spec for spec in self.links.values()}
+        self._routes_of: dict[str, dict[str, RouteSpec]] = {}
+        for name, route in self.routes.items():
+            for tenant in route.tenants:
+                self._routes_of.setdefault(tenant, {})[name] = route
         self.policy: PolicySpec = self._specs["Policy"].get("default", DEFAULT_POLICY)
         self._key_owner = {
             digest: name for name, spec in self.tenants.items() for digest in spec.api_keys
@@ -111,6 +116,10 @@ class Snapshot:
     @property
     def routes(self) -> Mapping[str, RouteSpec]:
         return self._specs["Route"]
+
+    def routes_of(self, tenant: str) -> Mapping[str, RouteSpec]:
+        """Routes that name this tenant; of `ANY`, those that are for all."""
+        return self._routes_of.get(tenant, _NO_ROUTES)
 
     @property
     def tenants(self) -> Mapping[str, TenantSpec]:

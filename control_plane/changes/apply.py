@@ -79,6 +79,8 @@ class Changes:
         self.archive = Archive(store)
         # Writers at one replica wait for each other; those at different ones compete.
         self._turn = asyncio.Lock()
+        # Plans are made beside the event loop, which has leases to renew; one at a time.
+        self._planning = asyncio.Lock()
 
     async def resources(self) -> tuple[Resource, ...]:
         """What the store holds, read now."""
@@ -86,7 +88,7 @@ class Changes:
 
     async def plan(self, wanted: Wanted) -> Plan:
         """What would happen. Raises what `apply` raises, but never `ChangeRefused`."""
-        return self._planned(await self._base(), wanted)
+        return await self._planned(await self._base(), wanted)
 
     async def apply(
         self,
@@ -105,7 +107,7 @@ class Changes:
         """
 
         async def make(base: Base) -> Plan:
-            return self._planned(base, wanted)
+            return await self._planned(base, wanted)
 
         async with self._turn:
             return await self._apply(make, author, allow, _ATTEMPTS, guards, also)
@@ -135,7 +137,7 @@ class Changes:
         view = self._catalog.view
         # A store that was restored from a backup may give a revision a second time.
         followed = view.stale_since_s is None and not view.problems
-        return Base.of(listing, view.snapshot if followed else None)
+        return await asyncio.to_thread(Base.of, listing, view.snapshot if followed else None)
 
     async def _base(self) -> Base:
         base = await self._read()
@@ -146,22 +148,26 @@ class Changes:
             log.error("the head was lost, and is taken from the audit", number=head.number)
         return msgspec.structs.replace(base, head=head)
 
-    def _planned(self, base: Base, wanted: Wanted) -> Plan:
+    async def _planned(self, base: Base, wanted: Wanted) -> Plan:
         view = self._catalog.view
         knowledge = Knowledge(
             serving=view.snapshot if view.withheld else None,
             outlook=self._outlook(),
             state=self._state(),
         )
-        plan = make_plan(base, wanted, knowledge, self._clock.wall())
+        async with self._planning:
+            now_s = self._clock.wall()
+            plan = await asyncio.to_thread(make_plan, base, wanted, knowledge, now_s)
         _check_size(plan)
         return staging.judged(plan)
 
     async def _planned_rollback(self, base: Base, revision: int, wanted: Wanted) -> Plan:
         later = await self.archive.since(base.head, revision)
-        found = history.undo(base.resources, later)
+        found = await asyncio.to_thread(history.undo, base.resources, later)
         wanted = msgspec.structs.replace(wanted, puts=found.puts, removes=found.removes)
-        return self._planned(base, wanted) if found.puts or found.removes else nothing(base, wanted)
+        if not found.puts and not found.removes:
+            return nothing(base, wanted)
+        return await self._planned(base, wanted)
 
     async def _apply(
         self,

@@ -126,7 +126,8 @@ class Archive:
                 if number is not None:
                     digests[number] = audit.hash_of(entry.value)
         newest = head_of(await self._store.get(keys.HEAD))
-        return audit.verify(first, newest, [(e.key, e.value) for e in entries], digests)
+        found = [(entry.key, entry.value) for entry in entries]
+        return await asyncio.to_thread(audit.verify, first, newest, found, digests)
 
     async def _kept(self, numbers: range) -> list[Kept]:
         """Those of `numbers` (descending) that there are, in this order."""

@@ -88,6 +88,7 @@ def _residency(
     before: Snapshot, after: Snapshot, taken_before: dict[str, float], taken: dict[str, float]
 ) -> Iterator[Refusal]:
     harmed: dict[tuple[tuple[str, ...], float], list[str]] = {}
+    allowed_before, allowed = _Allowed(before), _Allowed(after)
     same_map = taken_before == taken and all(
         dict(before.of_kind(kind)) == dict(after.of_kind(kind))
         for kind in ("Region", "Model", "Route")
@@ -97,8 +98,8 @@ def _residency(
         if spec.residency is None or earlier is None or (same_map and earlier == spec):
             continue
         for model in after.models:
-            had = _allowed(before, tenant, model)
-            served = _served(_allowed(after, tenant, model), taken)
+            had = allowed_before(tenant, model)
+            served = _served(allowed(tenant, model), taken)
             if served < _served(had, taken_before):
                 named = f"{tenant} (data stays in {', '.join(spec.residency)})"
                 harmed.setdefault((_open(had, taken_before), served), []).append(named)
@@ -112,39 +113,55 @@ def _residency(
         )
 
 
-def _allowed(snapshot: Snapshot, tenant: str, model: str) -> frozenset[str]:
-    """The regions that may serve the tenant's requests for the model, whatever their state."""
-    spec, model_spec = snapshot.tenants.get(tenant), snapshot.models.get(model)
-    if spec is None or model_spec is None or not selects(spec.models, model):
-        return frozenset()
-    found = route_for(snapshot, tenant, model)
-    if found is None:
-        return frozenset()
-    regions = frozenset(found[1].regions) & frozenset(model_spec.regions)
-    if spec.residency is None:
+class _Allowed:
+    """The regions that may serve a tenant's requests for a model, whatever their state. Worked
+    out once for all tenants that are alike: there are thousands."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._known: dict[tuple[str, str, tuple[str, ...] | None], frozenset[str]] = {}
+
+    def __call__(self, tenant: str, model: str) -> frozenset[str]:
+        snapshot = self._snapshot
+        spec = snapshot.tenants.get(tenant)
+        if spec is None or model not in snapshot.models or not selects(spec.models, model):
+            return frozenset()
+        found = route_for(snapshot, tenant, model)
+        if found is None:
+            return frozenset()
+        key = (found[0], model, spec.residency)
+        regions = self._known.get(key)
+        if regions is None:
+            regions = self._known[key] = self._regions(*key)
         return regions
-    return frozenset(
-        name
-        for name in regions
-        if name in snapshot.regions and snapshot.regions[name].jurisdiction in spec.residency
-    )
+
+    def _regions(self, route: str, model: str, residency: tuple[str, ...] | None) -> frozenset[str]:
+        there = self._snapshot.regions
+        regions = frozenset(self._snapshot.routes[route].regions)
+        regions &= frozenset(self._snapshot.models[model].regions)
+        if residency is None:
+            return regions
+        return frozenset(r for r in regions if r in there and there[r].jurisdiction in residency)
 
 
 def _last_region(
     before: Snapshot, after: Snapshot, taken_before: dict[str, float], taken: dict[str, float]
 ) -> Iterator[Refusal]:
+    harmed: dict[tuple[tuple[str, ...], float], list[str]] = {}
     for route, spec in after.routes.items():
         earlier = before.routes.get(route)
         had = earlier.regions if earlier else ()
         served = _served(spec.regions, taken)
         if served < _served(had, taken_before):
-            lost = "no region would serve it"
-            if served > 0.0:
-                lost = f"{100.0 - served:g}% of its requests would be refused"
-            yield Refusal(
-                LAST_REGION,
-                f"{_named(_open(had, taken_before))} is all that Route/{route} has left: {lost}",
-            )
+            harmed.setdefault((_open(had, taken_before), served), []).append(f"Route/{route}")
+    for (left, served), routes in harmed.items():
+        has, their = ("has", "its") if len(routes) == 1 else ("have", "their")
+        lost = f"{100.0 - served:g}% of {their} requests would be refused"
+        if served == 0.0:
+            lost = f"no region would serve {'it' if len(routes) == 1 else 'them'}"
+        yield Refusal(
+            LAST_REGION, f"{_named(left)} is all that {_named(routes)} {has} left: {lost}"
+        )
 
 
 def _many(before: Snapshot, after: Snapshot) -> Iterator[Refusal]:

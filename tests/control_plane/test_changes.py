@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -107,6 +109,24 @@ async def test_nothing_named_is_never_all(bench: Bench, wanted: Wanted) -> None:
     done = await bench.changes.apply(forced, "o/a")
     assert (done.applied, bench.store.revision) == (False, done.revision)
     assert len(await bench.held()) == len(world())
+
+
+class _Noting(tuple[Resource, ...]):
+    """Notes which threads look at it."""
+
+    threads: ClassVar[set[threading.Thread]] = set()
+
+    def __iter__(self) -> Iterator[Resource]:
+        self.threads.add(threading.current_thread())
+        return super().__iter__()
+
+
+async def test_a_plan_is_made_beside_the_event_loop(bench: Bench) -> None:
+    """With thousands of resources it takes a while, and there are leases to renew meanwhile."""
+    _Noting.threads.clear()
+    await bench.changes.plan(Wanted(puts=_Noting(world())))
+    assert _Noting.threads
+    assert threading.main_thread() not in _Noting.threads
 
 
 async def test_removing_what_is_not_there(bench: Bench) -> None:
@@ -283,6 +303,21 @@ def test_what_was_harmed_before_is_not_refused_again() -> None:
     after = before.changed(2, [region("dubai", "AE")])
     assert safety.refusals(before, after, NOW_S) == ()
     assert safety.refusals(before, before.changed(2, [], [Key("Override", "frankfurt")]), 0) == ()
+
+
+def test_many_routes_that_lose_the_same_region_are_one_refusal() -> None:
+    routes = [
+        resource("Route", f"r{n:03d}", models=["*"], tenants=["*"], regions=["singapore"])
+        for n in range(200)
+    ]
+    before = Snapshot.build(1, [*world(), *routes])
+    drained = resource("Override", "s", region="singapore", action="drain", reason="x")
+    found = safety.refusals(before, before.changed(2, [drained]), NOW_S)
+    [refusal] = [r for r in found if r.rule == "last-region"]
+    assert refusal.message == (
+        "singapore is all that Route/r000, Route/r001, Route/r002, Route/r003, Route/r004 and "
+        "195 more have left: no region would serve them"
+    )
 
 
 async def test_forcing_one_rule_forces_no_other(bench: Bench) -> None:
