@@ -35,6 +35,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 # Trailing metadata is bounded (channel.MAX_METADATA_BYTES), and base64 makes it a third larger.
 _DETAIL_BYTES = 24 * 1024
 _MESSAGE_CHARACTERS = 1_000
+_CONFLICTS = 100  # a name has 128 characters at most
 _LOGGED = 10  # mistakes
 
 INVALID = "invalid"
@@ -110,17 +111,18 @@ def to_status(error: Exception, store: StoreStatus) -> tuple[grpc.StatusCode, st
     )
     message = error.message if isinstance(error, TradewindError) else _plain(error)
     hint = error.hint if isinstance(error, TradewindError) else ""
-    detail = pb.ErrorDetail(code=code, hint=hint)
+    detail = pb.ErrorDetail(code=code, hint=_short(hint))
     match error:
         case InvalidDocument():
             message = _headline(error.problems)
             _add_problems(detail, error.problems)
         case ChangeRefused():
-            detail.refusals.extend(
-                pb.Refusal(rule=r.rule, message=r.message) for r in error.refusals
-            )
+            _add_refusals(detail, error.refusals)
         case ChangeConflict():
-            detail.conflicts.extend(pb.Key(kind=k.kind, name=k.name) for k in error.keys)
+            detail.conflicts.extend(
+                pb.Key(kind=k.kind, name=k.name) for k in error.keys[:_CONFLICTS]
+            )
+            detail.omitted = max(0, len(error.keys) - _CONFLICTS)
         case TimeoutError():
             detail.ambiguous = True
         case StoreUnavailable():
@@ -201,6 +203,18 @@ def _add_problems(detail: pb.ErrorDetail, problems: Sequence[Problem]) -> None:
             return
         source, path, found, allowed = fields
         detail.problems.append(pb.Problem(source=source, path=path, found=found, allowed=allowed))
+
+
+def _add_refusals(detail: pb.ErrorDetail, refusals: Sequence[Refusal]) -> None:
+    """As many as fit; the rest are counted. The hint names the rules of all."""
+    size = 0
+    for index, refusal in enumerate(refusals):
+        message = _short(refusal.message)
+        size += len(message.encode()) + len(refusal.rule) + 16
+        if size > _DETAIL_BYTES:
+            detail.omitted = len(refusals) - index
+            return
+        detail.refusals.append(pb.Refusal(rule=refusal.rule, message=message))
 
 
 def _headline(problems: Sequence[Problem]) -> str:

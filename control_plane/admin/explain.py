@@ -8,7 +8,7 @@ healthy) it does not know. It says so in either case.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -21,6 +21,8 @@ from topology.latency import published_rtt_ms
 from topology.resources import Key
 from topology.routing import Candidate, Exclusion, Plan, RegionView, Views, plan, standing
 from topology.snapshot import Snapshot
+
+_NAMED = 20  # in a hint
 
 
 class Question(Struct, frozen=True):
@@ -168,8 +170,13 @@ def _why(
 def _known(snapshot: Snapshot, kind: str, name: str) -> None:
     held = snapshot.of_kind(kind)
     if name not in held:
-        have = ", ".join(sorted(held)) or "none is defined"
-        raise UnknownName(f"no {kind} {name!r}", hint=f"there is: {have}")
+        raise UnknownName(f"no {kind} {name!r}", hint=f"there is: {_listed(sorted(held))}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """There may be thousands."""
+    more = f" and {len(names) - _NAMED} more: `tradewind get`" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more or "none is defined"
 
 
 def _edge(snapshot: Snapshot, locator: Locator, question: Question) -> EdgeAnswer:
@@ -190,7 +197,7 @@ def _zone_and_name(snapshot: Snapshot, wanted: str) -> tuple[str, str]:
     """The zone and the name in it; with nothing wanted, the only one there is."""
     names = [(zone, entry.name) for zone, spec in snapshot.zones.items() for entry in spec.names]
     full = [zone if name == "@" else f"{name}.{zone}" for zone, name in names]
-    have = ", ".join(full) or "none: apply a Zone first"
+    have = _listed(full) if full else "none: apply a Zone first"
     if not wanted:
         if len(names) == 1:
             return names[0]
