@@ -50,6 +50,7 @@ class Moment(Struct, frozen=True):
     done: int  # connected nodes that have the override
     nodes: int
     load: dict[str, float]  # region -> utilisation of those that are not moved
+    followed: bool = True  # the change is known to whoever tells; else what it tells is older
 
 
 class Display(Protocol):
@@ -59,13 +60,16 @@ class Display(Protocol):
 
 
 def look(client: AdminClient, goal: Goal) -> Moment:
-    """Ask every replica once; of those that answer, the director's word counts. Raises
-    `AdminError` where none answers."""
+    """Ask every replica once; of those that answer and know the change, the director's word
+    counts. Raises `AdminError` where none answers."""
     found = client.statuses()
     statuses = [s for _, s in found if not isinstance(s, AdminError)]
     if not statuses:
         raise next(s for _, s in found if isinstance(s, AdminError))
-    best = max(statuses, key=lambda s: (s.director.self, s.director.number, s.revision))
+    best = max(
+        statuses,
+        key=lambda s: (s.revision >= goal.revision, s.director.self, s.director.number, s.revision),
+    )
     told = {region.region: region for region in best.regions}
     nodes: dict[str, pb.NodeStatus] = {}
     for node in (n for s in statuses for n in s.nodes if n.connected):
@@ -81,6 +85,7 @@ def look(client: AdminClient, goal: Goal) -> Moment:
             for name, region in told.items()
             if name not in goal.regions or goal.target == 0.0
         },
+        followed=best.revision >= goal.revision,
     )
 
 
@@ -104,9 +109,10 @@ def follow(client: AdminClient, goal: Goal, timeout_s: float | None) -> None:
     try:
         with _display() as display:
             while True:
-                moment = _look_patiently(client, goal, moment)
+                seen = _look_patiently(client, goal, moment)
                 now_s = clock.now()
-                if moment is not None:
+                if seen is not None:
+                    moment = seen
                     led_s = now_s if moment.director else led_s
                     display.show(lines_of(moment, goal), moment)
                     ended = ended_early(moment, goal)
@@ -117,6 +123,8 @@ def follow(client: AdminClient, goal: Goal, timeout_s: float | None) -> None:
                     break
                 if timeout_s is None and now_s - led_s > _NO_DIRECTOR_S:
                     ended = "no director acts: it stands still until one does"
+                    if seen is None:
+                        ended = f"no replica answers since {_NO_DIRECTOR_S:g} s"
                     break
                 pause.wait(_POLL_S)
     except KeyboardInterrupt:
@@ -131,12 +139,12 @@ def arrived(moment: Moment, goal: Goal) -> bool:
         region.target is None if goal.target == 0.0 else region.percent == goal.target
         for region in moment.regions
     )
-    return there and moment.done == moment.nodes
+    return there and moment.followed and moment.done == moment.nodes
 
 
 def ended_early(moment: Moment, goal: Goal) -> str:
     """Why what was asked for is no longer what goes on; empty where it is."""
-    for region in moment.regions:
+    for region in moment.regions if moment.followed else ():
         if region.target is None and goal.target > 0.0:
             return f"nothing overrides {region.region} any more: it expired or was restored"
         if region.target is not None and region.target != goal.target:

@@ -18,6 +18,8 @@ import pytest
 from typer.testing import CliRunner, Result
 from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 
+from control_plane.admin.client import AdminClient
+from control_plane.admin.errors import UNAVAILABLE, AdminError
 from control_plane.cli import region_progress
 from control_plane.cli.main import app
 from control_plane.cli.region_progress import Goal, Moment, RegionNow
@@ -27,6 +29,7 @@ from runtime.errors import TradewindError
 from tests.control_plane.mesh import Background, Mesh, region, resource, world
 from topology.resources import Resource
 from topology.snapshot import Snapshot
+from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 from topology.wire.membership_client import MembershipClient, Report
 
 
@@ -258,6 +261,9 @@ def test_when_progress_is_over() -> None:
     assert not region_progress.arrived(moment(0.0, 0.0), Goal(("singapore",), 0.0, 7))
     assert "expired or was restored" in region_progress.ended_early(moment(0.0, None), GOAL)
     assert not region_progress.ended_early(moment(1.0, 50.0), GOAL)
+    before = moment(0.0, None, followed=False)  # of a replica that the change has not reached
+    assert not region_progress.ended_early(before, GOAL)
+    assert not region_progress.arrived(before, Goal(("singapore",), 0.0, 7))
     [line] = region_progress.lines_of(moment(10.0, 50.0, director=""), GOAL)
     assert line.endswith("STANDS STILL: no director acts")
 
@@ -328,3 +334,56 @@ def run_apart(desk: Desk, *arguments: str) -> Any:
 
 def _plain(spec: Any) -> dict[str, Any]:
     return {"region": spec.region, "action": spec.action, "reason": spec.reason}
+
+
+class Scripted(AdminClient):
+    """Tells one status after another; None: no replica answers."""
+
+    def __init__(self, *script: pb.StatusResponse | None) -> None:
+        super().__init__(["cp-1:7400"], identity=None)  # type: ignore[arg-type]
+        self.script = list(script)
+
+    def statuses(self) -> list[tuple[str, pb.StatusResponse | AdminError]]:
+        told = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        return [("cp-1:7400", AdminError(UNAVAILABLE, "gone") if told is None else told)]
+
+
+def drained(percent: float, revision: int = 7, target: float = 50.0) -> pb.StatusResponse:
+    status = pb.StatusResponse(revision=revision, store=pb.StoreStatus(available=True))
+    status.director.replica = "cp-1"
+    status.regions.add(
+        region="singapore",
+        override_action="drain",
+        override_percent=percent,
+        override_target=target,
+    )
+    return status
+
+
+def test_replicas_that_are_away_for_a_while_do_not_end_the_watch(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    region_progress.follow(Scripted(drained(10.0), None, None, None, drained(50.0)), GOAL, 20.0)
+    assert "50.0% of 50%" in capsys.readouterr().err
+
+
+def test_one_that_never_answers_does() -> None:
+    with pytest.raises(AdminError, match="gone"):
+        region_progress.follow(Scripted(None), GOAL, 20.0)
+
+
+def test_a_replica_that_lags_does_not_end_the_watch() -> None:
+    lagging = drained(100.0, revision=6, target=100.0)
+    region_progress.follow(Scripted(lagging, lagging, drained(50.0)), GOAL, 20.0)
+
+
+def test_the_word_of_a_replica_that_knows_the_change_counts() -> None:
+    lagging, fresh = drained(100.0, revision=6, target=100.0), drained(1.0)
+    lagging.director.self, lagging.director.number = True, 99
+
+    class Two(AdminClient):
+        def statuses(self) -> list[tuple[str, pb.StatusResponse | AdminError]]:
+            return [("cp-1:7400", lagging), ("cp-2:7400", fresh)]
+
+    seen = region_progress.look(Two([], identity=None), GOAL)  # type: ignore[arg-type]
+    assert (seen.followed, seen.regions[0].target) == (True, 50.0)
