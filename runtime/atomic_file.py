@@ -81,7 +81,8 @@ class CheckedFile:
             except OSError as error:
                 self.failures += 1
                 log.error("not saved", path=str(self.path), reason=str(error))
-                self._unsaved = self._unsaved or data
+                if self._unsaved is None:
+                    self._unsaved = data
                 if self._closing.is_set():
                     return
                 with contextlib.suppress(TimeoutError):

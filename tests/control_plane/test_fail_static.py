@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -159,6 +160,28 @@ async def test_what_a_full_disk_did_not_take_is_written_later(tmp_path: Path) ->
     found = keeper.load()
     assert found is not None
     assert found.revision == 5
+
+
+async def test_what_is_newer_and_empty_is_not_overtaken_by_what_a_full_disk_did_not_take(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "folder").write_text("in its place")
+    file = CheckedFile(tmp_path / "folder" / "x", "thing", retry_s=0.05)
+    go_on = threading.Event()
+
+    def old() -> bytes:
+        assert go_on.wait(5.0)
+        return b"old"
+
+    file.keep(old)
+    await asyncio.sleep(0.02)  # it is being written
+    file.keep(b"")
+    go_on.set()
+    await until(lambda: file.failures >= 2)
+    (tmp_path / "folder").unlink()
+    await until(lambda: file.saved)
+    await file.close()
+    assert file.load() == b""
 
 
 async def test_closing_does_not_wait_for_a_full_disk(tmp_path: Path) -> None:
