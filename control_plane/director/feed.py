@@ -117,6 +117,9 @@ class Feeds:
                 reason = f"{error.code().name}: {error.details()}"
             except (TimeoutError, msgspec.MsgspecError) as error:
                 reason = str(error) or "silent"
+            except Exception as error:  # the task's outermost edge: the feed is opened anew
+                log.exception("reading a feed failed", replica=name)
+                reason = repr(error)
             log.info("no feed from a replica", replica=name, address=address, reason=reason)
             await asyncio.sleep(backoff.next_s())
 

@@ -23,6 +23,7 @@ from control_plane.director.observed import (
     union,
 )
 from runtime.clock import SystemClock
+from runtime.identity import Identity
 from tests.control_plane.mesh import Mesh
 from topology.wire.channel import open_channel, server_credentials, server_options
 from topology.wire.gen.tradewind.v1 import replicas_pb2 as pb
@@ -78,6 +79,23 @@ async def test_a_replica_that_comes_back_is_heard_again(mesh: Mesh) -> None:
         await until(lambda: feeds.parts)
     async with served(mesh, sees("edge/london"), int(address.rpartition(":")[2])):
         await until(lambda: any("edge/london" in part.edges for part in feeds.parts))
+    await feeds.close()
+
+
+async def test_a_feed_is_read_again_whatever_went_wrong(mesh: Mesh) -> None:
+    identity = mesh.identity("control/cp-1")
+    attempts = iter([RuntimeError("a mistake of ours"), identity])
+
+    def next_identity() -> Identity:
+        found = next(attempts)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    feeds = Feeds(next_identity, SystemClock(), Random(1))
+    async with served(mesh, sees("edge/tokyo")) as address:
+        feeds.follow({"cp-2": address})
+        await until(lambda: feeds.parts)
     await feeds.close()
 
 
