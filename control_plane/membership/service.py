@@ -291,7 +291,7 @@ class _Stream:
 
     def end(self, refusal: HeartbeatsRefused) -> None:
         self.refusal = self.refusal or refusal
-        if self.patience is not None:
+        if self.patience is not None and not self.patience.expired():  # else it ends already
             self.patience.reschedule(asyncio.get_running_loop().time())
 
     def count(self, now_s: float) -> None:

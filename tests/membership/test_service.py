@@ -10,6 +10,7 @@ import grpc.aio
 import pytest
 
 from control_plane.director.observed import CoreReport, RegionSeen
+from control_plane.membership.errors import Closing, Silent
 from control_plane.membership.settings import MembershipSettings
 from control_plane.store.memory import MemoryStore
 from tests.control_plane.mesh import Mesh, until
@@ -351,3 +352,16 @@ async def test_closing_tells_the_nodes(mesh: Mesh) -> None:
         await here.service.close()
         code, _ = await raw.status()
         assert code is StatusCode.UNAVAILABLE
+
+
+async def test_closing_meets_a_stream_that_is_just_ending(mesh: Mesh) -> None:
+    async with replica(mesh, MemoryStore(), QUICK) as here, stream(mesh, "edge/tokyo", here) as raw:
+        await raw.send(**said())
+        await raw.reply()
+        ending = here.service._streams["edge/tokyo"]
+        assert ending.patience is not None
+        ending.end(Silent("nothing was heard"))
+        while not ending.patience.expired():
+            await asyncio.sleep(0)
+        ending.end(Closing("this replica is shutting down"))
+        assert (await raw.status())[0] is StatusCode.DEADLINE_EXCEEDED
