@@ -318,7 +318,10 @@ class Catalog:
         while True:
             stale_since_s = self._stale_since_s()
             if stale_since_s != self._view.stale_since_s:
-                self._publish(stale_since_s=stale_since_s)
+                try:
+                    self._publish(stale_since_s=stale_since_s)
+                except Exception:  # whatever a listener does, staleness goes on to be told
+                    log.exception("telling of the store's state failed")
             await asyncio.sleep(_STATUS_POLL_S)
 
     def _stale_since_s(self) -> float | None:

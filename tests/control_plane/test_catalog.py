@@ -129,6 +129,22 @@ async def test_staleness_comes_and_goes(store: MemoryStore) -> None:
         assert changes == [store.status.since_s, None]
 
 
+async def test_a_listener_that_fails_does_not_end_the_watch_over_staleness(
+    store: MemoryStore,
+) -> None:
+    async with following(store) as catalog:
+        await settled(catalog, store)
+
+        def fail() -> None:
+            raise RuntimeError("a listener's mistake")
+
+        catalog.on_change(fail)
+        store.cut()
+        await until(lambda: catalog.view.stale_since_s is not None)
+        store.mend()
+        await until(lambda: catalog.view.stale_since_s is None)
+
+
 async def test_a_store_away_from_the_start(tmp_path: Path) -> None:
     store = MemoryStore(ManualClock())
     store.cut()
