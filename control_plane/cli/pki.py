@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from control_plane.cli import exits
+
 if TYPE_CHECKING:
     from control_plane.pki.rotation import Step
 
 app = typer.Typer(
     help="Make the mesh's CA and certificates.", no_args_is_help=True, rich_markup_mode=None
 )
+
+# Said here as well as where they are defined: cryptography takes a while to load.
+_ROLES = "edge, core, control, dns, proxy; of people viewer, operator, admin"
+_NEXT_STEP = {
+    "trust": "next, when every process has read it: --phase reissue",
+    "reissue": "next, when every process shows its new certificate: --phase retire",
+    "retire": "the old CA is retired; copies of its key may be destroyed",
+}
 
 
 @app.command()
@@ -37,9 +47,7 @@ def init(
 
 @app.command()
 def issue(
-    principal: Annotated[
-        str, typer.Argument(help="ROLE/NAME: edge, core, control, dns, operator.")
-    ],
+    principal: Annotated[str, typer.Argument(help=f"ROLE/NAME. Roles: {_ROLES}.")],
     ca: Annotated[Path, typer.Option(help="The folder that `pki init` wrote.")],
     out: Annotated[Path, typer.Option(help="Folder for certificate.pem, key.pem and ca.pem.")],
     host: Annotated[
@@ -76,7 +84,11 @@ def rotate(
     ],
     ca: Annotated[Path, typer.Option(help="The folder that `pki init` wrote.")],
     phase: Annotated[
-        str, typer.Option(help="Replace the CA itself: trust, then reissue, then retire.")
+        str,
+        typer.Option(
+            help="Replace the CA itself: trust, then reissue, then retire.",
+            autocompletion=lambda incomplete: [p for p in _NEXT_STEP if p.startswith(incomplete)],
+        ),
     ] = "",
     older_than: Annotated[
         str, typer.Option(help="Only certificates issued that long ago: 12h, 30d.")
@@ -137,11 +149,6 @@ def rotate(
         _show(steps, broken, len(found), phase, dry_run)
 
 
-_NEXT_STEP = {
-    "trust": "next, when every process has read it: --phase reissue",
-    "reissue": "next, when every process shows its new certificate: --phase retire",
-    "retire": "the old CA is retired; copies of its key may be destroyed",
-}
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -168,6 +175,6 @@ def _show(
     left = total + len(broken) - done - failed
     typer.echo(f"{done} {would}done, {left} left as they are, {failed} failed")
     if failed:
-        raise typer.Exit(1)
+        raise typer.Exit(exits.ERROR)
     if phase and not dry_run:
         typer.echo(_NEXT_STEP[phase])

@@ -143,7 +143,9 @@ class Rotation:
             )
         coming = self._at(NEXT)
         if not coming.exists() and not self._dry_run:
-            create_ca(self._at(NEXT).parent, clock=self._clock)
+            # The key of a CA that nobody can trust yet, or whose successor has it: cut off there.
+            (coming.parent / CA_KEY).unlink(missing_ok=True)
+            create_ca(coming.parent, clock=self._clock)
         roots = [current, *bundle.read(coming)]
         for held in self._found:
             if not held.is_of(current):
@@ -177,11 +179,14 @@ class Rotation:
             )
         current, _ = load_ca(self._authority)
         self._check_reissued(current, previous[0])
+        failed = False
         for held in self._found:
             if any(bundle.holds(held.roots, root) for root in previous):
                 kept = bundle.with_roots(bundle.without(held.roots, previous), [current])
-                yield self._rewrite(held, kept, "trusts the new CA alone")
-        if not self._dry_run:
+                step = self._rewrite(held, kept, "trusts the new CA alone")
+                failed |= bool(step.error)
+                yield step
+        if not self._dry_run and not failed:
             self._put_away()
 
     # Checks

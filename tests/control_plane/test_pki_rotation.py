@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
-from control_plane.cli.pki import app
+from control_plane.cli.pki import _NEXT_STEP, app
 from control_plane.pki import AuthorityError, create_ca, issue
+from control_plane.pki.authority import ROLES
 from control_plane.pki.files import locked, write_all
-from control_plane.pki.rotation import OutOfOrder, Rotation, Step, find, hosts_of
+from control_plane.pki.rotation import PHASES, OutOfOrder, Rotation, Step, find, hosts_of
 from runtime.clock import ManualClock, SystemClock
 from runtime.identity import Identity, Principal
 
@@ -283,6 +285,31 @@ def test_whatever_order_and_wherever_it_is_cut_off(
         read = now
 
 
+def test_a_folder_that_cannot_be_written_is_retired_the_next_time(mesh: Mesh) -> None:
+    mesh.phase("trust")
+    mesh.phase("reissue")
+    in_the_way = mesh.tree / "edge" / "tokyo" / f".ca.pem.{os.getpid()}"
+    in_the_way.mkdir()
+    assert len(failed(mesh.phase("retire"))) == 1
+    assert (mesh.ca / "previous").exists(), "it is still trusted, and so not yet put away"
+    in_the_way.rmdir()
+    steps = mesh.phase("retire")
+    assert ([step.principal for step in steps], failed(steps)) == (["edge/tokyo"], [])
+    assert not (mesh.ca / "previous").exists()
+    mesh.check_all()
+
+
+@pytest.mark.parametrize("phases", [[], ["trust", "reissue", "retire"]], ids=["first", "second"])
+def test_a_key_without_its_certificate_stops_no_change_of_ca(mesh: Mesh, phases: list[str]) -> None:
+    for phase in phases:
+        mesh.phase(phase)
+    (mesh.ca / "next").mkdir()
+    (mesh.ca / "next" / "ca-key.pem").write_bytes(b"cut off")
+    for phase in ("trust", "reissue", "retire"):
+        assert not failed(mesh.phase(phase))
+    mesh.check_all()
+
+
 def test_certificates_issued_meanwhile_fit_in(mesh: Mesh) -> None:
     mesh.phase("trust")
     mesh.issue("edge/tokyo")
@@ -337,6 +364,12 @@ def test_the_command(mesh: Mesh) -> None:
         )
         assert code == 0, out
     mesh.check_all()
+
+
+def test_the_help_knows_every_role_and_phase() -> None:
+    told = CliRunner().invoke(app, ["issue", "--help"], env={"COLUMNS": "200"}).output
+    assert all(role in told for role in ROLES)
+    assert tuple(_NEXT_STEP) == PHASES
 
 
 def test_two_at_once_and_links(mesh: Mesh) -> None:
