@@ -9,9 +9,8 @@ import typer
 from control_plane.cli import options
 from control_plane.cli.context import connect
 from control_plane.cli.options import Format
-from control_plane.cli.plan_view import differs, show
 from control_plane.cli.sending import located, read_files, request_of
-from control_plane.cli.waiting import wait_for_nodes
+from control_plane.cli.waiting import finish
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -37,9 +36,7 @@ def apply(
     force_capacity: options.ForceCapacity = False,
     force_rollout: options.ForceRollout = False,
     immediate: options.Immediate = False,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait until every connected node has it.")
-    ] = False,
+    wait: options.Wait = False,
     timeout: options.Timeout = 30.0,
     output: options.Output = Format.TABLE,
 ) -> None:
@@ -67,12 +64,4 @@ def apply(
     with connect(ctx) as client:
         with located(found.origins):
             response = client.apply(request)
-        show(response, output, dry_run=dry_run)
-        if wait and not dry_run and differs(response):
-            wait_for_nodes(
-                client,
-                response.revision,
-                timeout,
-                staged=response.staged,
-                quiet=output is not Format.TABLE,
-            )
+        finish(client, response, output, dry_run=dry_run, wait=wait, timeout_s=timeout)

@@ -8,7 +8,7 @@ import typer
 
 from control_plane.cli import exits, options
 from control_plane.cli.context import connect
-from control_plane.cli.history import entry_data
+from control_plane.cli.history import entry_data, fetch, print_older
 from control_plane.cli.options import Format
 from control_plane.cli.output import bad, good, print_data, print_table, when
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
@@ -36,7 +36,8 @@ def list_(
       tradewind audit list --limit 10
     """
     with connect(ctx) as client:
-        entries = client.history(pb.HistoryRequest(limit=limit, before_number=before)).entries
+        response = fetch(client, pb.HistoryRequest(limit=limit, before_number=before))
+    entries = response.entries
     if output is not Format.TABLE:
         print_data([entry_data(entry) for entry in entries], output)
         return
@@ -56,6 +57,7 @@ def list_(
     ]
     headings = ("NUMBER", "REVISION", "WHEN", "BY", "AT", "RESOURCES", "FORCED", "HASH", "REASON")
     print_table(headings, rows)
+    print_older(response)
 
 
 @app.command()

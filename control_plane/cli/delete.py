@@ -9,7 +9,7 @@ import typer
 from control_plane.cli import options
 from control_plane.cli.context import connect
 from control_plane.cli.options import Format, complete_kind, kind_named
-from control_plane.cli.plan_view import show
+from control_plane.cli.waiting import finish
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -28,6 +28,8 @@ def delete(
     force_capacity: options.ForceCapacity = False,
     force_rollout: options.ForceRollout = False,
     immediate: options.Immediate = False,
+    wait: options.Wait = False,
+    timeout: options.Timeout = 30.0,
     output: options.Output = Format.TABLE,
 ) -> None:
     """Delete resources, all in one transaction or none.
@@ -50,4 +52,4 @@ def delete(
     )
     with connect(ctx) as client:
         response = client.apply(request)
-    show(response, output, dry_run=dry_run)
+        finish(client, response, output, dry_run=dry_run, wait=wait, timeout_s=timeout)

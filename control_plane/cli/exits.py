@@ -21,6 +21,7 @@ DENIED = 6
 DIFFERENT = 7
 NOT_EVERYWHERE = 8
 TAMPERED = 9
+TAKEN_BACK = 10
 
 MEANINGS = {
     OK: "done",
@@ -33,6 +34,7 @@ MEANINGS = {
     DIFFERENT: "diff: there are differences",
     NOT_EVERYWHERE: "the change was made, and not every node has taken it up yet",
     TAMPERED: "audit verify: an entry was altered, removed, added or moved",
+    TAKEN_BACK: "rollout status --watch: the change was taken back",
 }
 
 _BY_CODE = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from control_plane.cli.options import Format, complete_kind, kind_named
 from control_plane.cli.output import line, print_data, when
 from control_plane.cli.plan_view import change_data, print_change
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
+
+if TYPE_CHECKING:
+    from control_plane.admin.client import AdminClient
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -50,7 +53,7 @@ def history(
         limit=limit, before_number=before, kind=kind_named(kind) if kind else "", name=name
     )
     with connect(ctx) as client:
-        response = client.history(request)
+        response = fetch(client, request)
     if output is not Format.TABLE:
         print_data([entry_data(entry) for entry in response.entries], output)
         return
@@ -58,7 +61,31 @@ def history(
         _print(entry)
     if not response.entries:
         typer.echo("no such change is kept")
-    elif response.entries[-1].number > response.oldest_number:
+    print_older(response)
+
+
+def fetch(client: AdminClient, request: pb.HistoryRequest) -> pb.HistoryResponse:
+    """As many as are asked for: a replica tells some megabytes at a time."""
+    found = pb.HistoryResponse()
+    limit, before = request.limit, request.before_number
+    while len(found.entries) < limit:
+        part = pb.HistoryRequest(
+            limit=limit - len(found.entries),
+            before_number=before,
+            kind=request.kind,
+            name=request.name,
+        )
+        told = client.history(part)
+        found.oldest_number = told.oldest_number
+        found.entries.extend(told.entries)
+        if not told.entries or told.entries[-1].number <= told.oldest_number:
+            break
+        before = told.entries[-1].number
+    return found
+
+
+def print_older(response: pb.HistoryResponse) -> None:
+    if response.entries and response.entries[-1].number > response.oldest_number:
         typer.echo(f"older ones: --before {response.entries[-1].number}")
 
 

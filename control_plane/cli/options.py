@@ -44,6 +44,9 @@ Immediate = Annotated[
     bool,
     typer.Option("--immediate", help="To all nodes at once, whatever Policy says."),
 ]
+Wait = Annotated[
+    bool, typer.Option("--wait/--no-wait", help="Wait until every connected node has it.")
+]
 Timeout = Annotated[
     float, typer.Option(help="How long to wait for nodes, in seconds.", min=0.0, max=3600.0)
 ]

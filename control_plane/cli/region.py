@@ -51,7 +51,6 @@ Over = Annotated[
 Expires = Annotated[
     str, typer.Option(help="When it ends by itself: 30m, 2h, 1d, or a time as 2026-12-01T08:00Z.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would happen.")]
 Wait = Annotated[
     bool,
     typer.Option("--wait/--no-wait", help="Show progress until it is complete on every node."),
@@ -85,7 +84,7 @@ def drain(
     to: To = 100.0,
     over: Over = "",
     expires: Expires = "",
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
     force_residency: options.ForceResidency = False,
     force_last_region: options.ForceLastRegion = False,
     force_many: options.ForceMany = False,
@@ -120,7 +119,7 @@ def failover(
     to: To = 100.0,
     over: Over = "",
     expires: Expires = "",
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
     force_residency: options.ForceResidency = False,
     force_last_region: options.ForceLastRegion = False,
     force_many: options.ForceMany = False,
@@ -151,7 +150,7 @@ def restore(
     regions: Names = None,
     in_: In = None,
     over: Over = "",
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
     force_many: options.ForceMany = False,
     force_capacity: options.ForceCapacity = False,
     force_empty_selector: options.ForceEmptySelector = False,

@@ -9,8 +9,7 @@ import typer
 from control_plane.cli import options
 from control_plane.cli.context import connect
 from control_plane.cli.options import Format
-from control_plane.cli.plan_view import differs, show
-from control_plane.cli.waiting import wait_for_nodes
+from control_plane.cli.waiting import finish
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -33,9 +32,7 @@ def rollback(
     force_capacity: options.ForceCapacity = False,
     force_rollout: options.ForceRollout = False,
     immediate: options.Immediate = False,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait until every connected node has it.")
-    ] = False,
+    wait: options.Wait = False,
     timeout: options.Timeout = 30.0,
     output: options.Output = Format.TABLE,
 ) -> None:
@@ -62,12 +59,4 @@ def rollback(
     )
     with connect(ctx) as client:
         response = client.rollback(request)
-        show(response, output, dry_run=dry_run)
-        if wait and not dry_run and differs(response):
-            wait_for_nodes(
-                client,
-                response.revision,
-                timeout,
-                staged=response.staged,
-                quiet=output is not Format.TABLE,
-            )
+        finish(client, response, output, dry_run=dry_run, wait=wait, timeout_s=timeout)

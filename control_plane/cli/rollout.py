@@ -10,10 +10,10 @@ import typer
 
 from control_plane.admin.client import AdminClient
 from control_plane.admin.errors import AdminError
-from control_plane.cli import options
+from control_plane.cli import exits, options
 from control_plane.cli.context import connect
 from control_plane.cli.options import Format
-from control_plane.cli.output import ago, bad, good, print_data, when
+from control_plane.cli.output import ago, bad, good, line, print_data, when
 from runtime.clock import SystemClock
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
@@ -22,7 +22,9 @@ app = typer.Typer(
 )
 
 UNDER_WAY = frozenset({"canary", "rolling", "paused"})
+TAKEN_BACK = frozenset({"rolled-back", "aborted"})
 _POLL_S = 1.0
+_PATIENCE_S = 30.0  # how long no replica may answer before a watch ends
 
 
 @app.command()
@@ -34,6 +36,8 @@ def status(
     output: options.Output = Format.TABLE,
 ) -> None:
     """Show how far the last change is: which stage, which nodes have it, what it waits for.
+
+    With --watch it exits with 10 where the change is taken back, by itself or by somebody.
 
     \b
     Examples:
@@ -131,27 +135,37 @@ def _status(client: AdminClient) -> pb.Rollout:
 
 
 def _watch(client: AdminClient, output: Format) -> None:
-    pause_, shown = threading.Event(), ""
+    clock, pause_, shown = SystemClock(), threading.Event(), ""
+    heard_s = clock.now()
     while True:
-        found = _status(client)
-        line = _line(found)
-        if output is Format.TABLE and line != shown:
-            typer.echo(line)
+        try:
+            found = _status(client)
+        except AdminError as error:
+            if not shown or not error.retryable or clock.now() - heard_s > _PATIENCE_S:
+                raise
+            pause_.wait(_POLL_S)
+            continue  # a replica that is away for a moment does not end the watch
+        heard_s = clock.now()
+        news = _line(found)
+        if output is Format.TABLE and news != shown:
+            typer.echo(news)
             sys.stdout.flush()
-        shown = line
+        shown = news
         if found.status not in UNDER_WAY:
             break
         pause_.wait(_POLL_S)
     if output is not Format.TABLE:
         print_data(as_data(found), output)
+    if found.status in TAKEN_BACK:
+        raise typer.Exit(exits.TAKEN_BACK)
 
 
 def _line(found: pb.Rollout) -> str:
     if not found.exists:
         return "no change was ever rolled out in stages"
-    line = f"change {found.number}: {found.status}, {found.percent:g}% of nodes"
-    line += f", {found.nodes_with} of {found.nodes_due} due have it ({found.nodes} connected)"
-    return line + (f": {_plain(found.why)}" if found.why else "")
+    told = f"change {found.number}: {found.status}, {found.percent:g}% of nodes"
+    told += f", {found.nodes_with} of {found.nodes_due} due have it ({found.nodes} connected)"
+    return told + (f": {line(found.why)}" if found.why else "")
 
 
 def _print(found: pb.Rollout) -> None:
@@ -159,13 +173,13 @@ def _print(found: pb.Rollout) -> None:
         typer.echo(_line(found))
         return
     now_s = SystemClock().wall()
-    colour = bad if found.status in ("rolled-back", "aborted") else good
+    colour = bad if found.status in TAKEN_BACK else good
     typer.echo(f"change {found.number}, revision {found.revision}: {colour(found.status)}")
-    why = _plain(found.reason) or "no reason given"
+    why = line(found.reason) or "no reason given"
     typer.echo(f"  by {found.author}, {ago(found.started_s, now_s)} ago: {why}")
     typer.echo("  touches " + ", ".join(f"{key.kind}/{key.name}" for key in found.keys))
     if found.why:
-        typer.echo(f"  {_plain(found.why)}")
+        typer.echo(f"  {line(found.why)}")
     if found.status not in UNDER_WAY:
         return
     canaries = f", and {', '.join(found.canaries)}" if found.canaries else ""
@@ -209,8 +223,3 @@ def as_data(found: pb.Rollout) -> dict[str, Any]:
 
 def _rate(share: float) -> str:
     return "too few requests to say" if share < 0 else f"{share:.1%}"
-
-
-def _plain(text: str) -> str:
-    """One line without control characters: it may come from a node."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)

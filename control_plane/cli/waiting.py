@@ -10,7 +10,9 @@ from msgspec import Struct
 from control_plane.admin.client import AdminClient
 from control_plane.admin.errors import AdminError
 from control_plane.cli import exits
+from control_plane.cli.options import Format
 from control_plane.cli.output import good, spinner
+from control_plane.cli.plan_view import differs, show
 from runtime.clock import SystemClock
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
@@ -54,6 +56,27 @@ def progress(client: AdminClient, revision: int, *, staged: bool = False) -> Pro
         tuple(silent),
         tuple(sorted(later)),
     )
+
+
+def finish(
+    client: AdminClient,
+    response: pb.ApplyResponse,
+    output: Format,
+    *,
+    dry_run: bool,
+    wait: bool,
+    timeout_s: float,
+) -> None:
+    """Show what came of a change, or would, and `wait` until the nodes have it."""
+    show(response, output, dry_run=dry_run)
+    if wait and not dry_run and differs(response):
+        wait_for_nodes(
+            client,
+            response.revision,
+            timeout_s,
+            staged=response.staged,
+            quiet=output is not Format.TABLE,
+        )
 
 
 def wait_for_nodes(

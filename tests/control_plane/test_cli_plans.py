@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from control_plane import keys
+from control_plane.admin import messages
 from control_plane.director import state as states
 from control_plane.director.state import Outlook
 from control_plane.store.base import Put
@@ -220,3 +221,26 @@ def test_status_works_with_a_replica_and_the_store_down(cli: Cli) -> None:
     assert data["stale_since_s"]
     assert not data["store"]["available"]
     assert [each["endpoint"] for each in data["unreachable"]] == ["127.0.0.1:1"]
+
+
+def test_as_many_changes_are_shown_as_are_asked_for(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few a replica puts into one answer."""
+    cli.background.apply(*world())
+    for number in range(5):
+        cli.background.apply(resource("Tenant", f"t{number}"))
+    monkeypatch.setattr(messages, "_HISTORY_BYTES", 1)
+    entries = msgspec.json.decode(cli.ok("history", "--limit", "4", "-o", "json"))
+    assert [entry["number"] for entry in entries] == [6, 5, 4, 3]
+    told = cli.ok("audit", "list", "--limit", "4")
+    assert told.splitlines()[-1] == "older ones: --before 3"
+    of_kind = msgspec.json.decode(cli.ok("history", "Region", "-o", "json"))
+    assert [entry["number"] for entry in of_kind] == [1]
+
+
+def test_a_deletion_can_be_waited_for(cli: Cli) -> None:
+    cli.background.apply(*world())
+    cli.background.node("edge/tokyo", lambda _: None)
+    told = cli.ok("delete", "Tenant", "globex", "--wait")
+    assert "all 1 connected nodes have it" in told

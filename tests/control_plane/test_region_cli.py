@@ -15,13 +15,15 @@ from random import Random
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 
 from control_plane.admin.client import AdminClient
 from control_plane.admin.errors import UNAVAILABLE, AdminError
-from control_plane.cli import region_progress
+from control_plane.cli import region_progress, rollout
 from control_plane.cli.main import app
+from control_plane.cli.options import Format
 from control_plane.cli.region_progress import Goal, Moment, RegionNow
 from control_plane.store.memory import MemoryStore
 from runtime.clock import SystemClock
@@ -387,3 +389,26 @@ def test_the_word_of_a_replica_that_knows_the_change_counts() -> None:
 
     seen = region_progress.look(Two([], identity=None), GOAL)  # type: ignore[arg-type]
     assert (seen.followed, seen.regions[0].target) == (True, 50.0)
+
+
+def rolling(status: str, number: int = 3) -> pb.StatusResponse:
+    told = pb.StatusResponse()
+    told.rollout.exists, told.rollout.number, told.rollout.status = True, number, status
+    return told
+
+
+def test_a_watch_of_a_rollout_outlasts_an_outage_and_tells_how_it_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rollout, "_POLL_S", 0.01)
+    ends = Scripted(rolling("rolling"), None, None, rolling("done"))
+    rollout._watch(ends, Format.TABLE)
+    assert "done" in capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(typer.Exit) as taken_back:
+        rollout._watch(Scripted(rolling("canary"), None, rolling("rolled-back")), Format.TABLE)
+    assert taken_back.value.exit_code == 10
+    with pytest.raises(AdminError, match="gone"):
+        rollout._watch(Scripted(None), Format.TABLE)
+    monkeypatch.setattr(rollout, "_PATIENCE_S", 0.05)
+    with pytest.raises(AdminError, match="gone"):
+        rollout._watch(Scripted(rolling("canary"), None), Format.TABLE)
