@@ -12,7 +12,7 @@ from math import inf, isfinite
 
 from edge_node.errors import ConfigurationStale
 from runtime.metrics import Sample
-from topology.resources import StalenessPolicy
+from topology.policy import StalenessPolicy
 
 NEVER = -inf
 

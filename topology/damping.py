@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from topology.assignment import Costs, Demand, Shares, by_order, class_cost
 from topology.demand import DemandClass
-from topology.resources import DirectorPolicy
+from topology.policy import DirectorPolicy
 
 # A region is too full above this much of what it may be given. Demand that rises and falls by
 # less moves nobody to and fro.

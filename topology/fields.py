@@ -1,10 +1,13 @@
-"""The types of single fields of resources: each carries its own check and its own description."""
+"""The types of single fields of resources: each carries its own check and its own description.
+
+And `Spec`, the base of what is made of them.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, TypeAlias
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 Name: TypeAlias = Annotated[
     str,
@@ -58,3 +61,9 @@ HostPort: TypeAlias = Annotated[
 ]
 Positive: TypeAlias = Annotated[float, Meta(gt=0)]
 Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=604_800)]
+
+
+class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The base of every `spec`: frozen, and closed to fields it does not know."""

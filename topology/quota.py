@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from topology.resources import QuotaPolicy
+from topology.policy import QuotaPolicy
 
 # After this many times `hold_s` a silent node has no floor either.
 FORGET_HOLDS = 24.0

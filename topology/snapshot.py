@@ -15,6 +15,7 @@ import msgspec
 from runtime.validation import InvalidDocument, Problem
 from topology import resources as res
 from topology.errors import UnknownName
+from topology.policy import PolicySpec
 from topology.resources import (
     ANY,
     EdgeSiteSpec,
@@ -22,7 +23,6 @@ from topology.resources import (
     LinkSpec,
     ModelSpec,
     OverrideSpec,
-    PolicySpec,
     RegionSpec,
     Resource,
     RouteSpec,

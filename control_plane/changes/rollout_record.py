@@ -15,7 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from topology import resources as res
-from topology.resources import Key, Resource, RolloutPolicy
+from topology.policy import RolloutPolicy
+from topology.resources import Key, Resource
 from topology.snapshot import Snapshot
 
 Status = Literal["canary", "rolling", "paused", "done", "rolled-back", "aborted"]

@@ -19,7 +19,8 @@ from control_plane.changes.history import stored
 from control_plane.changes.plan import Change, Plan
 from control_plane.changes.rollout_record import Counts, RolloutRecord, snapshot_before
 from topology import resources as res
-from topology.resources import Key, PolicySpec, Resource, RolloutPolicy
+from topology.policy import PolicySpec, RolloutPolicy
+from topology.resources import Key, Resource
 from topology.snapshot import Snapshot
 
 Document = dict[str, Any]

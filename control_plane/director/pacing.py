@@ -17,7 +17,8 @@ from msgspec import Struct
 
 from control_plane.director.state import Drain, Outlook, State
 from topology.demand import DemandClass
-from topology.resources import OverrideSpec, PacingPolicy
+from topology.policy import PacingPolicy
+from topology.resources import OverrideSpec
 from topology.routing import active_override
 from topology.snapshot import Snapshot
 

@@ -25,8 +25,8 @@ from msgspec import Struct
 
 from control_plane.director.observed import Observed
 from control_plane.director.state import Quota, State, Wait, next_number
+from topology.policy import QuotaPolicy
 from topology.quota import forget_after_s, newcomer_rate, reclaim_after_s, targets
-from topology.resources import QuotaPolicy
 from topology.snapshot import Snapshot
 
 ABSENT_GRACE_S = 30.0  # a node may lose its replica and find another without losing its rate

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from control_plane.director.state import Verdict
-from topology.resources import HealthPolicy
+from topology.policy import HealthPolicy
 
 EDGES_MIN = 2  # that cannot reach a region, before it is down for others too
 GRAINS = 5  # into which the time that a change needs is divided

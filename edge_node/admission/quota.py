@@ -16,8 +16,9 @@ from typing import Literal, TypeAlias
 from runtime.errors import TradewindError
 from runtime.metrics import Sample
 from topology.directive import NONE, Directive
+from topology.policy import QuotaPolicy
 from topology.quota import FORGET_HOLDS, newcomer_rate
-from topology.resources import QuotaPolicy, RateLimit
+from topology.resources import RateLimit
 from topology.snapshot import Snapshot
 
 Standing: TypeAlias = Literal["confirmed", "floor", "newcomer"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from control_plane.changes.rollout_record import RolloutRecord, place
 from control_plane.director.observed import ClassLoad, EdgeReport, NodeState, Observed
 from control_plane.director.rollout import LONGEST_STEP_S, advance
-from topology.resources import RolloutPolicy
+from topology.policy import RolloutPolicy
 from topology.snapshot import Snapshot
 
 NOW_S = 1_700_000_000.0

@@ -9,7 +9,7 @@ from edge_node.errors import ConfigurationStale
 from edge_node.staleness import NEVER, Staleness
 from tests.edge_node import worlds as edges
 from tests.topology import worlds
-from topology.resources import StalenessPolicy
+from topology.policy import StalenessPolicy
 
 LEAVE = StalenessPolicy(limit_s=60.0)
 REFUSE = StalenessPolicy(limit_s=60.0, action="refuse")

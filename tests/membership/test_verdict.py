@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from control_plane.director.state import Verdict
 from control_plane.membership.verdict import advance, count, hold_down_s, penalty_at
-from topology.resources import HealthPolicy
+from topology.policy import HealthPolicy
 
 POLICY = HealthPolicy()
 T0 = 1_700_000_000.0

@@ -12,7 +12,7 @@ from tests.topology.test_assignment import Case, cases
 from topology.assignment import Shares, assign
 from topology.damping import advance_shares
 from topology.demand import DemandClass
-from topology.resources import DirectorPolicy
+from topology.policy import DirectorPolicy
 
 ANY = "standard:r0|r1"
 POLICY = DirectorPolicy()

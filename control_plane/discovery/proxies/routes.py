@@ -24,7 +24,7 @@ from xds.type.matcher.v3 import matcher_pb2
 from control_plane.discovery.proxies.classes import Destination, Kind
 from control_plane.discovery.proxies.node import Profile
 from topology.demand import DemandClass
-from topology.resources import PolicySpec
+from topology.policy import PolicySpec
 from topology.wire.chat import ChatError, error_body
 
 NAME = "tradewind"  # of the listener and of its routes
