@@ -17,14 +17,15 @@ from runtime.validation import InvalidDocument, Problem
 
 
 class Directive(Struct, frozen=True, omit_defaults=True):
-    """For one node. `number` rises with every change of any node's directive.
+    """For one node. `number` rises with every change of any node's directive, whoever directs: of
+    two directives the one of the higher number is the newer.
 
     `shares`: demand class (see `topology.demand`) -> region -> share of the class's requests at
     this edge, 0 to 1; they sum to 1 less what is shed. A class that is not named goes by latency.
     """
 
     node: str = ""  # its principal, "edge/tokyo"
-    term: int = 0  # the director's: rises when another takes over
+    term: int = 0  # the director's: another one when another takes over
     number: int = 0
     shares: dict[str, dict[str, float]] = {}
     shed: dict[str, float] = {}  # demand class -> share that no region has room for

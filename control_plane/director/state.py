@@ -73,16 +73,18 @@ class Quota(Struct, frozen=True):
 class State(Struct, frozen=True, kw_only=True):
     """Everything a director knows that the next one needs."""
 
-    term: int = 0  # the revision at which the director won; a higher one outranks it
+    term: int = 0  # the store's revision at which the director won
     director: str = ""  # the replica
-    number: int = 0  # of the newest directive
+    number: int = 0  # of the newest directive: rises from one director to the next
     at_s: float = 0.0
     shares: dict[str, dict[str, dict[str, float]]] = {}  # edge -> demand class -> region -> share
     shed: dict[str, dict[str, float]] = {}  # edge -> demand class -> share
     verdicts: dict[str, Verdict] = {}  # region
     drains: dict[str, Drain] = {}  # region
     quotas: dict[str, Quota] = {}  # tenant
-    numbers: dict[str, int] = {}  # node -> number of its directive, where it has one of its own
+    # Node -> number of the directive that had the newest word about its quotas: it is to
+    # acknowledge that one or a later one.
+    numbers: dict[str, int] = {}
     absent: dict[str, Wait] = {}  # nodes with a quota that nobody sees, and for how long
     notes: tuple[str, ...] = ()  # for people: what could not be done, and why
 
@@ -116,7 +118,7 @@ def directive_for(state: State, node: str) -> Directive:
     return Directive(
         node=node,
         term=state.term,
-        number=state.numbers.get(node, state.number),
+        number=state.number,
         shares=state.shares.get(edge, {}),
         shed=state.shed.get(edge, {}),
         # Whole percents: a slow drain is not worth a push to every node each second.

@@ -58,18 +58,14 @@ class Directed:
         """A director has spoken."""
         return self.state.number > 0
 
-    def number_for(self, node: str) -> int:
-        return self.state.numbers.get(node, self.state.number)
-
     def holds(self, node: str, version: DirectiveVersion) -> bool:
         """Whether a node that holds `version` holds what it is to be told now.
 
-        The number counts where the director numbered the node's directive: it waits for it to be
-        acknowledged. Elsewhere the number rises with everybody's, and only content counts.
+        The number counts where the director waits for the node to acknowledge one at least as
+        high: see `State.numbers`. Elsewhere it rises with everybody's, and only content counts.
         """
         now = self.version_for(node)
-        own = self.state.numbers.get(node)
-        if own is not None and version.number != own:
+        if version.number < self.state.numbers.get(node, 0):
             return False
         return version.term == now.term and version.digest == now.digest
 

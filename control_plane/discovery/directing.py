@@ -66,7 +66,7 @@ class DirectiveChannel:
             return self._acked_number
         if self._refused is not None or not self._directed.exists:
             return self._acked_number
-        return self._directed.number_for(self._node_id)
+        return self._directed.state.number
 
     @property
     def waits_for_catch_up(self) -> bool:
@@ -118,8 +118,7 @@ class DirectiveChannel:
         return self._send(self._directed.body(self._node_id), version, origin, now_s)
 
     def _is_ahead(self) -> bool:
-        number = self._directed.number_for(self._node_id)
-        return (self._held.term, self._held.number) > (self._directed.state.term, number)
+        return self._held.number > self._directed.state.number
 
     def _may_withdraw(self, origin: Origin, now_s: float) -> bool:
         fresh = self._directed.fresh and origin.stale_since_s is None

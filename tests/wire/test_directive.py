@@ -35,6 +35,10 @@ def state(number: int, term: int = 5, **fields: Any) -> State:
     return State(term=term, number=number, director="cp-1", **fields)
 
 
+def drain(percent: float) -> Drain:
+    return Drain(region="dubai", percent=percent, target=100.0, step_at_s=0.0)
+
+
 def shares(edge: str, region: str) -> dict[str, dict[str, dict[str, float]]]:
     return {edge: {"standard": {region: 1.0}}}
 
@@ -123,10 +127,27 @@ def test_a_number_of_its_own_is_to_be_acknowledged() -> None:
     assert line.settle() == 1
     line.publish(state(7, quotas=quotas, numbers={NODE: 3}))
     assert line.settle() == 0
-    assert line.session.acked_directive == 3
+    assert line.session.acked_directive == 7, "what it holds is what number 7 says, too"
     line.publish(state(8, quotas=quotas, numbers={NODE: 8}))
     assert line.settle() == 1
     assert line.session.acked_directive == line.node.directive.number == 8
+
+
+def test_a_replica_that_lags_sends_a_node_with_quotas_nothing_older_either() -> None:
+    """Its quotas stay as they are while drains move on: they must not be moved back."""
+    quotas = {"acme": Quota(given={NODE: 5.0})}
+    ahead = Line(now=state(3, quotas=quotas, numbers={NODE: 3}, drains={"dubai": drain(10.0)}))
+    ahead.settle()
+    ahead.publish(state(7, quotas=quotas, numbers={NODE: 3}, drains={"dubai": drain(50.0)}))
+    assert ahead.settle() == 1
+    lagging = Line(now=state(5, quotas=quotas, numbers={NODE: 3}, drains={"dubai": drain(30.0)}))
+    lagging.node = ahead.node
+    lagging.connect()
+    assert lagging.send(0.0) is None
+    late = lagging.directed.body(NODE)
+    told = lagging.node.receive(discovery.DeltaDiscoveryResponse.FromString(late))
+    assert "older than what is held" in told.error
+    assert lagging.node.directive.drains == {"dubai": 50.0}
 
 
 def test_one_response_at_a_time_and_then_the_newest() -> None:
@@ -160,15 +181,36 @@ def test_a_node_that_comes_back_is_not_told_what_it_holds() -> None:
     assert line.node.directive.term == 6
 
 
-def test_an_older_term_is_refused_and_not_sent_again() -> None:
+@pytest.mark.parametrize("term", [5, 7, 8])
+def test_a_lower_number_is_refused_whatever_its_term(term: int) -> None:
     line = Line(now=state(9, term=7))
     line.settle()
-    assert line.node.directive.term == 7
-    late = Line(now=state(12, term=5, shares=shares("tokyo", "dubai")))
+    late = Line(now=state(8, term=term, shares=shares("tokyo", "dubai")))
     response = late.send()
     assert response is not None
     assert "older than what is held" in line.node.receive(response).error
-    assert line.node.directive.term == 7
+    assert line.node.directive.number == 9
+
+
+def test_after_the_store_was_wiped_the_first_word_goes_to_all_without_a_withdrawal() -> None:
+    line = Line(now=state(1_795_525_970, term=151, drains={"dubai": drain(40.0)}))
+    line.settle()
+    held: list[Directive] = []
+    line.publish(state(1_795_525_979, term=2, drains={"dubai": drain(45.0)}))
+    response = line.send()
+    assert response is not None
+    line.node.receive(response, held.append)
+    assert [(d.term, d.drains) for d in held] == [(2, {"dubai": 45.0})]
+
+
+def test_a_replica_that_has_yet_to_see_a_wiped_store_brings_nothing_back() -> None:
+    line = Line(now=state(1_795_525_979, term=2, shares=shares("tokyo", "dubai")))
+    line.settle()
+    before = Line(now=state(1_795_525_970, term=151, shares=shares("tokyo", "singapore")))
+    before.node = line.node
+    before.connect()
+    assert before.send(0.0) is None
+    assert before.session.waits_for_catch_up
 
 
 def test_a_replica_that_lags_keeps_its_word_to_itself() -> None:
@@ -284,10 +326,10 @@ def test_whose_directive_changes_is_found(before: State, after: State) -> None:
     """Against the naive way: build both and compare."""
     changed = changes(before, after)
     for node in ("edge/tokyo", "edge/london/0", "core/dubai", "dns/a"):
-        old, new = directive_for(before, node), directive_for(after, node)
-        own = node in before.numbers or node in after.numbers
-        if not own:
-            old, new = (msgspec.structs.replace(d, number=0) for d in (old, new))
+        old, new = (
+            msgspec.structs.replace(directive_for(told, node), number=told.numbers.get(node, 0))
+            for told in (before, after)
+        )
         if old != new:
             assert changed.concerns(node)
 

@@ -1,9 +1,10 @@
 """The node's half of the director's word on xDS, without a socket: see `topology.directive`.
 
 A node subscribes to the one resource that bears its name. What it holds outlives the stream: the
-first request of the next one says which version that is. A directive from an older term, or of a
-lower number in the same term, comes from a replica that lags behind a director's successor: it
-is refused with a NACK, since an ACK would say that it is in force.
+first request of the next one says which version that is. A directive of a lower number comes from
+a replica that lags behind: it is refused with a NACK, since an ACK would say that it is in force.
+The number alone decides: it rises from one director to the next, and stays above Unix time where
+the store was wiped, while terms are the store's revisions and begin again with it.
 """
 
 from __future__ import annotations
@@ -106,8 +107,7 @@ class DirectiveSubscription:
             return "", None
         entry = response.resources[0]
         directive = codec.unpack_directive(entry)
-        held = (self.directive.term, self.directive.number)
-        if (directive.term, directive.number) < held:
+        if directive.number < self.directive.number:
             raise Outdated(
                 f"directive {directive.number} of term {directive.term} is older than what is held:"
                 f" {self.directive.number} of term {self.directive.term}"
