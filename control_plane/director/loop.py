@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from control_plane import keys
 from control_plane.catalog import Catalog
 from control_plane.changes.apply import Changes
@@ -30,6 +32,7 @@ from runtime import logs
 from runtime.clock import Clock
 from runtime.errors import TradewindError
 from runtime.metrics import Sample
+from runtime.validation import InvalidDocument
 from topology.resources import Key
 
 log = logs.get("director")
@@ -142,10 +145,17 @@ class Director:
         self._ticks += 1
 
     async def _read(self) -> tuple[State, int]:
+        """What to go on from, and its revision in the store. Where the store was wiped, or holds
+        what is no state, that is the last one known: nodes still go by it, and hold its quotas."""
         entry = await self._store.get(keys.DIRECTOR_STATE)
-        if entry is None:
-            return State(), 0
-        return states.decode(entry.value, entry.key), entry.revision
+        if entry is not None:
+            try:
+                return states.decode(entry.value, entry.key), entry.revision
+            except InvalidDocument as error:
+                log.error("the director goes on from the last state known", reason=str(error))
+        # Term 0: whatever is decided, it is written.
+        known = msgspec.structs.replace(self._directives.state, term=0)
+        return known, entry.revision if entry is not None else 0
 
     async def _write_state(
         self, decided: Decided, state: State, revision: int, term: int, now_s: float

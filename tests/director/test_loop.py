@@ -16,13 +16,13 @@ from control_plane.changes.overrides import Order, set_override
 from control_plane.changes.plan import Wanted
 from control_plane.director import state as states
 from control_plane.director.loop import differs_much
-from control_plane.director.state import Outlook, State
+from control_plane.director.state import Outlook, Quota, State
 from control_plane.service import Replica
-from control_plane.store.base import Guard, Put
+from control_plane.store.base import Delete, Guard, Put
 from control_plane.store.errors import Conflict
 from control_plane.store.memory import MemoryStore
 from runtime.clock import SystemClock
-from tests.control_plane.mesh import Mesh, at, serving, until, world
+from tests.control_plane.mesh import Mesh, at, resource, serving, until, world
 from topology.directive import NONE
 from topology.wire.membership_client import MembershipClient, Report
 
@@ -121,6 +121,31 @@ async def test_a_deposed_director_cannot_write(mesh: Mesh) -> None:
             with pytest.raises(Conflict):
                 await store.transact([stale], [Put(keys.DIRECTOR_STATE, b"harm")])
             assert second.direction.election.guard().revision > stale.revision
+
+
+@pytest.mark.parametrize("harm", [None, b"no state"], ids=["gone", "garbage"])
+async def test_a_state_that_is_lost_is_written_again_and_nothing_given_is_forgotten(
+    mesh: Mesh, harm: bytes | None
+) -> None:
+    store = Shared()
+    given = {"acme": Quota(given={"edge/tokyo": 8.0})}
+    before = State(term=3, director="cp-0", number=1_900_000_000, quotas=given)
+    await store.transact([], [Put(keys.DIRECTOR_STATE, states.encode(before))])
+    async with serving(mesh, store, "cp-1") as replica:
+        await until(lambda: replica.directives.state.number > before.number)
+        limited = resource("Tenant", "acme", api_keys=[], limit={"requests_per_s": 10.0})
+        others = (found for found in world() if found.key != limited.key)
+        await replica.changes.apply(Wanted(puts=(*others, limited)), "operator/test")
+        await until(lambda: "acme" in replica.directives.state.quotas)
+        known = replica.directives.state
+        lost = Delete(keys.DIRECTOR_STATE) if harm is None else Put(keys.DIRECTOR_STATE, harm)
+        await store.transact([], [lost])
+        await drain(replica, "singapore", over_s=60.0)  # something to write
+        await until(lambda: replica.directives.state.number > known.number)
+        now = await stored(store)
+        assert now.number > known.number
+        assert now.quotas["acme"].reserved == known.quotas["acme"].reserved
+        assert now.verdicts == known.verdicts
 
 
 @pytest.fixture
