@@ -137,7 +137,8 @@ class Changes:
         view = self._catalog.view
         # A store that was restored from a backup may give a revision a second time.
         followed = view.stale_since_s is None and not view.problems
-        return await asyncio.to_thread(Base.of, listing, view.snapshot if followed else None)
+        known = view.snapshot if followed else None
+        return await asyncio.to_thread(Base.of, listing, known, view.snapshot)
 
     async def _base(self) -> Base:
         base = await self._read()

@@ -82,21 +82,27 @@ class Base(Struct, frozen=True):
 
     revision: int
     entries: Mapping[str, Entry]  # by key in the store, the head excepted
-    resources: Mapping[Key, Resource]  # those entries that are resources
+    resources: Mapping[Key, Resource]  # those entries that are resources, or were: see `damaged`
     head: Head
     head_revision: int  # 0: there is no head yet
     head_lost: bool = False  # there is none, or somebody else wrote over it: audit knows it
     rollout: RolloutRecord | None = None  # the last staged one, under way or over
     rollout_revision: int = 0  # 0: there is none
+    # What somebody else wrote over it is no resource. Nodes go on with the last good one, and so
+    # do plans about other things; a put over it mends it, even where nothing differs.
+    damaged: frozenset[Key] = frozenset()
 
     @classmethod
-    def of(cls, listing: Listing, known: Snapshot | None = None) -> Base:
-        """`known` holds some of the same resources at some revisions: those are not read again."""
+    def of(
+        cls, listing: Listing, known: Snapshot | None = None, last_good: Snapshot | None = None
+    ) -> Base:
+        """`known` holds some of the same resources at some revisions: those are not read again.
+        Those of `last_good` stand in for what is damaged."""
         entries = {entry.key: entry for entry in listing.entries}
         head_entry = entries.pop(keys.HEAD, None)
         head = head_of(head_entry)
         rollout, rollout_revision = _rollout(entries.pop(keys.ROLLOUT, None))
-        resources = {}
+        resources, damaged = {}, set()
         for entry in entries.values():
             held = known.get(keys.resource_at(entry.key)) if known is not None else None
             if held is not None and held.revision == entry.revision:
@@ -104,8 +110,12 @@ class Base(Struct, frozen=True):
                 continue
             try:
                 resource = decode_entry(entry)
-            except InvalidDocument:
-                continue  # `tradewind status` shows it; a put over it mends it
+            except InvalidDocument:  # `tradewind status` shows it
+                kept = last_good.get(keys.resource_at(entry.key)) if last_good is not None else None
+                if kept is None:
+                    continue
+                resource = kept
+                damaged.add(kept.key)
             resources[resource.key] = resource
         return cls(
             # As the catalog counts: the rollout moves on by itself, and changes no resource.
@@ -117,6 +127,7 @@ class Base(Struct, frozen=True):
             head_lost=head is None,
             rollout=rollout,
             rollout_revision=rollout_revision,
+            damaged=frozenset(damaged),
         )
 
     def revision_of(self, key: Key) -> int:
@@ -271,8 +282,8 @@ def _put(base: Base, resource: Resource) -> Change:
     if before is None:
         exists = base.revision_of(resource.key) > 0  # there is something, and it is no resource
         return Change(resource.key, "update" if exists else "create", None, resource)
-    action: Action = "unchanged" if before.spec == resource.spec else "update"
-    return Change(resource.key, action, before, resource)
+    same = before.spec == resource.spec and resource.key not in base.damaged
+    return Change(resource.key, "unchanged" if same else "update", before, resource)
 
 
 def _removes(base: Base, wanted: Wanted) -> list[Key]:

@@ -23,7 +23,7 @@ from control_plane.store.errors import Conflict, StoreUnavailable
 from control_plane.store.memory import MemoryStore
 from runtime.validation import InvalidDocument
 from tests.control_plane.bench import NOW_S, Bench
-from tests.control_plane.mesh import region, resource, world
+from tests.control_plane.mesh import region, resource, until, world
 from topology.resources import Key, Resource
 from topology.snapshot import Snapshot
 
@@ -207,6 +207,21 @@ async def test_a_broken_value_can_be_put_over_and_removed(bench: Bench) -> None:
     await bench.apply(region("a", capacity_tokens_per_s=5))
     await bench.changes.apply(Wanted(removes=(Key("Region", "b"),)), "o/a")
     assert list(await bench.held()) == [Key("Region", "a")]
+
+
+async def test_a_broken_value_stands_in_nobodys_way(bench: Bench) -> None:
+    """Others refer to it, and nodes go on with what it was: so do changes to other things."""
+    await bench.apply(*world())
+    good = (await bench.held())[Key("Region", "singapore")]
+    broken = await bench.store.transact([], [Put(keys.of_resource(good.key), b"\xff{")])
+    await until(lambda: bool(bench.catalog.view.problems))
+    there = {"region": "singapore", "action": "drain", "reason": "x", "percent": 10.0}
+    await bench.apply(resource("Override", "singapore", **there))
+    assert bench.catalog.view.problems
+    again = msgspec.structs.replace(good, revision=broken)
+    assert await bench.apply(again) > broken, "what it was is written, though nothing differs"
+    await until(lambda: not bench.catalog.view.problems)
+    assert (await bench.held())[good.key].spec == good.spec
 
 
 @pytest.mark.parametrize(
