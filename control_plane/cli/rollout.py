@@ -131,6 +131,10 @@ def _status(client: AdminClient) -> pb.Rollout:
         told.nodes = sum(rollout.nodes for rollout in same)
         told.nodes_due = sum(rollout.nodes_due for rollout in same)
         told.nodes_with = sum(rollout.nodes_with for rollout in same)
+    if told.status in UNDER_WAY and (best.stale_since_s or not best.director.replica):
+        why = "no replica reaches the store" if best.stale_since_s else "nobody directs"
+        told.why = f"STANDS STILL: {why}" + (f"; {told.why}" if told.why else "")
+        told.next_step_s = 0.0
     return told
 
 

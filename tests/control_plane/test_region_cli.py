@@ -300,6 +300,15 @@ def test_a_rollout_is_paused_resumed_and_aborted(desk: Desk) -> None:
         in desk.ok("rollout", "pause", "--reason", "looking").stdout
     )
     assert desk.data("rollout", "resume")["status"] == "canary"
+    assert desk.data("rollout", "status")["next_step_s"]
+    store: Any = desk.background.replica.store
+    desk.background.do(lambda: store.cut("etcd is down"))
+    desk.until(lambda: desk.data("status")["stale_since_s"])
+    told = desk.ok("rollout", "status").stdout
+    assert "STANDS STILL: no replica reaches the store" in told
+    assert "next step" not in told
+    desk.background.do(store.mend)
+    desk.until(lambda: "STANDS STILL" not in desk.ok("rollout", "status").stdout)
     told = desk.ok("rollout", "abort", "--reason", "not meant").stdout
     assert "aborted" in told
     assert desk.data("get", "Region", "dubai")["spec"]["capacity_tokens_per_s"] == 100
