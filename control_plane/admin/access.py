@@ -53,7 +53,10 @@ def check_call(principal: Principal, method: str, request: Any) -> None:
     dry_run = bool(rule.dry_run) and bool(request.dry_run)
     least = rule.dry_run if dry_run else rule.least
     if not _at_least(principal.role, least):
-        raise Denied(f"{principal} may not call {method}{_but(rule, dry_run)}", hint=_hint(least))
+        raise Denied(
+            f"{principal} may not call {method}{_but(rule, dry_run, principal.role)}",
+            hint=_hint(least),
+        )
     forced = tuple(getattr(request, "force", ()))
     if forced and not dry_run and not _at_least(principal.role, ADMIN):
         rules = " ".join(f"--force-{rule}" for rule in forced)
@@ -81,8 +84,9 @@ def _at_least(role: str, least: str) -> bool:
     return role in ROLES and ROLES.index(role) >= ROLES.index(least)
 
 
-def _but(rule: Rule, dry_run: bool) -> str:
-    return "; it may with --dry-run" if rule.dry_run == VIEWER and not dry_run else ""
+def _but(rule: Rule, dry_run: bool, role: str) -> str:
+    would = bool(rule.dry_run) and not dry_run and _at_least(role, rule.dry_run)
+    return "; it may with --dry-run" if would else ""
 
 
 def _hint(least: str) -> str:

@@ -152,6 +152,7 @@ def test_each_role_and_each_call(mesh: Mesh, background: Background, method: str
             if error is not None:
                 assert asking.head() == head
                 assert f"{role}/someone may not" in error.message
+                assert role in PEOPLE or "dry-run" not in error.message, "nor that"
                 assert "tradewind pki issue" in error.hint
                 assert least in error.hint or "admin" in error.hint
 
