@@ -6,11 +6,13 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
+from control_plane import keys
 from control_plane.admin.status_sources import StatusSources
 from control_plane.catalog import View
 from control_plane.director.state import State, directive_for
 from control_plane.discovery.session import Session
 from control_plane.store.base import StoreStatus
+from runtime.validation import Problem
 from topology.routing import standing
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
@@ -81,7 +83,11 @@ def _add_director(response: pb.StatusResponse, replica: str, sources: StatusSour
     director = response.director
     director.SetInParent()
     leader = sources.election.leader if sources.election is not None else None
-    if leader is not None:
+    if leader is not None and not leader.name:
+        allowed = "a replica's claim: nobody directs until somebody removes the key"
+        found = Problem(keys.LEADER, "", "what no replica wrote", allowed)
+        response.problems.append(str(found))
+    elif leader is not None:
         director.replica, director.term = leader.name, leader.revision
         director.since_s = leader.since_s
         director.self = leader.name == replica

@@ -64,7 +64,7 @@ class Term(Struct, frozen=True):
 class Leader(Struct, frozen=True):
     """Who directs, as the store says: as every replica knows it."""
 
-    name: str
+    name: str  # empty: what lies there is no replica's claim, and nobody directs
     revision: int
     since_s: float  # wall time, by that replica's clock
 
@@ -340,5 +340,5 @@ def _leader(entry: Entry) -> Leader:
     try:
         claim = msgspec.json.decode(entry.value, type=_Claim)
     except msgspec.MsgspecError:
-        return Leader("?", entry.revision, 0.0)
+        return Leader("", entry.revision, 0.0)
     return Leader(claim.replica, entry.revision, claim.since_s)

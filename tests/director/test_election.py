@@ -246,7 +246,7 @@ async def test_a_director_whose_key_somebody_removes_stops_at_once() -> None:
         await asyncio.sleep(30)
         assert not leader.leads
         assert leader.election.leader is not None
-        assert leader.election.leader.name == "?"
+        assert leader.election.leader.name == ""
         await store.transact([], [Delete(keys.LEADER)])
         await elected(here)
 
