@@ -82,6 +82,8 @@ class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """How many processes of one node (one certificate) may be connected."""
     arrivals_per_node_per_s: Positive = 20
     """How often a node may open a stream, once it has opened `streams_per_node`."""
+    streams_per_proxy: Positive = 2_048
+    """How many streams of one certificate of the role `proxy`: gRPC opens one for each name."""
     max_nodes: Positive = 20_000
     """How many nodes may be connected; as many again are remembered after they left."""
 

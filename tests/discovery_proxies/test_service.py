@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -13,7 +13,7 @@ import pytest
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
-from control_plane.discovery.proxies.service import STREAMS_PER_NODE
+from control_plane.discovery.proxies.service import REQUESTS_BURST, STREAMS_PER_NODE
 from control_plane.discovery.proxies.translation import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 from control_plane.discovery.server import DiscoverySettings
 from control_plane.service import Replica
@@ -215,6 +215,42 @@ async def test_a_node_may_have_several_streams_but_not_any_number(mesh: Mesh) ->
         assert "/<instance>" in details
         # One line per node in the status.
         assert [s.node_id for s in replica.proxies.sessions] == [NODE]
+
+
+@both
+async def test_one_certificate_has_a_bounded_number_of_streams(mesh: Mesh, delta: bool) -> None:
+    """However many instances it names."""
+    bounds = {"streams_per_proxy": 2, "arrivals_per_node_per_s": 1_000}
+    async with made(mesh, **bounds) as (replica, _), AsyncExitStack() as stack:
+        peers = [
+            await stack.enter_async_context(stream(mesh, replica, delta=delta)) for _ in range(3)
+        ]
+        for number, peer in enumerate(peers[:2]):
+            await peer.ask(CLUSTER, node_id=f"{NODE}/{number}")
+            await peer.read()
+        await peers[2].ask(CLUSTER, node_id=f"{NODE}/2")
+        code, details = await peers[2].end()
+        assert (code, "2 streams open" in details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+        async with stream(mesh, replica, "proxy/other", delta=delta) as other:
+            await other.ask(CLUSTER, node_id="proxy/other")
+            assert await other.read(), "another certificate is not held up"
+        peers[0].call.cancel()
+        await until(lambda: sum(s.connected for s in replica.proxies.sessions) == 1)
+        async with stream(mesh, replica, delta=delta) as next_one:
+            await next_one.ask(CLUSTER, node_id=f"{NODE}/3")
+            assert await next_one.read()
+
+
+@both
+async def test_a_proxy_that_asks_without_end_loses_its_stream(mesh: Mesh, delta: bool) -> None:
+    async with made(mesh) as (replica, _), stream(mesh, replica, delta=delta) as peer:
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            for _ in range(REQUESTS_BURST + 500):
+                await peer.ask(ROUTES, "tradewind")
+        code, _ = await peer.end()
+        # gRPC may lose the status of a call that ends while its client is still writing.
+        assert code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL)
+        await until(lambda: not [s for s in replica.proxies.sessions if s.connected])
 
 
 @both

@@ -8,8 +8,9 @@ delta one, which `control_plane.discovery.server` has begun to read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
 from control_plane.catalog import Catalog
 from control_plane.director.directives import Directives
-from control_plane.discovery.admission import Admission
+from control_plane.discovery.admission import Admission, Shares
 from control_plane.discovery.errors import (
     NoAnswer,
     NotAllowed,
@@ -26,7 +27,7 @@ from control_plane.discovery.errors import (
     StreamRefused,
     TooMany,
 )
-from control_plane.discovery.proxies.node import check_node_id, profile_of
+from control_plane.discovery.proxies.node import Profile, check_node_id, profile_of
 from control_plane.discovery.proxies.session import WARM_S, ProxySession
 from control_plane.discovery.proxies.translation import Bundle
 from control_plane.discovery.proxies.translations import Translations
@@ -43,8 +44,12 @@ ROLE = "proxy"
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 METHOD = "StreamAggregatedResources"
 STREAMS_PER_NODE = 64  # gRPC opens one for each name that it dials
+# What one stream may ask: a proxy answers ten pushes a second of four types at the most, and asks
+# for the endpoints of many clusters when it starts.
+REQUESTS_PER_S = 100.0
+REQUESTS_BURST = 2_000
 
-_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs leave it out
+_GONE: Any = grpc.aio.BaseError  # what gRPC raises where a call is over
 _SWEEP_S = 1.0
 
 
@@ -69,7 +74,9 @@ class ProxyDiscovery:
             settings.admission_burst,
             settings.admission_longest_wait_ms / 1e3,
         )
+        self._shares = Shares(settings.streams_per_proxy, settings.arrivals_per_node_per_s)
         self._translations = Translations()
+        self._open: Counter[str] = Counter()  # streams by node
         self._streams: dict[int, _Stream] = {}
         self._left: OrderedDict[str, ProxySession] = OrderedDict()
         self._numbers = itertools.count(1)
@@ -159,7 +166,26 @@ class ProxyDiscovery:
         node_id, profile = check_node_id(first.node.id, principal), profile_of(first.node)
         if not self._translations.published:
             self._publish()
-        await self._admit()
+        crowded = self._shares.arrive(str(principal), self._clock.now())
+        if crowded:
+            raise TooMany(crowded)
+        try:
+            await self._admit()
+            await self._follow(node_id, principal, profile, first, requests, context, delta=delta)
+        finally:
+            self._shares.leave(str(principal))
+
+    async def _follow(
+        self,
+        node_id: str,
+        principal: Principal,
+        profile: Profile,
+        first: Any,
+        requests: AsyncIterator[Any],
+        context: Any,
+        *,
+        delta: bool,
+    ) -> None:
         now_s, wall_s = self._clock.now(), self._clock.wall()
         session = ProxySession(
             node_id, principal, profile, self._replica, now_s, wall_s, delta=delta
@@ -170,6 +196,11 @@ class ProxyDiscovery:
         reader = asyncio.create_task(self._read(requests, stream), name=f"ads-{node_id}")
         try:
             await self._write(context, stream)
+        except StreamRefused as refusal:
+            self._refused += 1
+            self._leave(number)
+            with self._shares.ending(str(principal)):
+                await _end(node_id, refusal, context, reader)
         finally:
             reader.cancel()
             self._leave(number)
@@ -188,7 +219,7 @@ class ProxyDiscovery:
         node_id = stream.session.node_id
         if len(self._streams) >= self._settings.max_nodes:
             raise TooMany(f"{self._settings.max_nodes} streams of proxies are open already")
-        own = sum(s.session.node_id == node_id for s in self._streams.values())
+        own = self._open[node_id]
         if own >= STREAMS_PER_NODE:
             raise TooMany(
                 f"{node_id} has {own} streams open already",
@@ -196,16 +227,22 @@ class ProxyDiscovery:
             )
         number = next(self._numbers)
         self._streams[number] = stream
+        self._open[node_id] += 1
         self._left.pop(node_id, None)
         log.info("proxy connected", node=node_id, flavour=stream.session.profile.flavour)
         return number
 
     def _leave(self, number: int) -> None:
-        session = self._streams.pop(number).session
+        stream = self._streams.pop(number, None)
+        if stream is None:
+            return  # already
+        session = stream.session
         session.leave(self._clock.wall())
         log.info("proxy left", node=session.node_id)
-        if any(s.session.node_id == session.node_id for s in self._streams.values()):
+        self._open[session.node_id] -= 1
+        if self._open[session.node_id] > 0:
             return
+        del self._open[session.node_id]
         self._left[session.node_id] = session
         self._left.move_to_end(session.node_id)
         while len(self._left) > self._settings.max_nodes:
@@ -215,6 +252,11 @@ class ProxyDiscovery:
         session = stream.session
         try:
             async for request in requests:
+                if stream.ended:
+                    continue  # what comes after its end is passed over
+                if stream.allowance.reserve(self._clock.now()) is None:
+                    hint = "answer each response once"
+                    raise TooMany("too many requests on one stream", hint=hint)
                 earlier = session.nack
                 session.receive(request, self._clock.wall())
                 if session.nack is not None and session.nack is not earlier:
@@ -225,9 +267,14 @@ class ProxyDiscovery:
             stream.end(None)
         except StreamRefused as refusal:
             stream.end(refusal)
+            with contextlib.suppress(_GONE):
+                async for _ in requests:
+                    pass
         except asyncio.CancelledError:
             stream.end(None)
             raise
+        except _GONE:
+            stream.end(None)
         except Exception as error:  # the stream's outermost edge: one node's trouble is its own
             log.exception("reading from a proxy failed", node=session.node_id)
             stream.end(StreamRefused(f"reading failed: {error!r}"))
@@ -306,6 +353,7 @@ class _Stream:
 
     def __init__(self, session: ProxySession) -> None:
         self.session = session
+        self.allowance = Admission(REQUESTS_PER_S, REQUESTS_BURST, 0.0)
         self.woken = asyncio.Event()
         self.ended = False
         self.refusal: StreamRefused | None = None
@@ -318,6 +366,17 @@ class _Stream:
             self.ended = True
             self.refusal = refusal
             self.woken.set()
+
+
+async def _end(
+    node_id: str, refusal: StreamRefused, context: Any, reader: asyncio.Task[None]
+) -> None:
+    """Tell the proxy why, and wait until it has read that: until then it takes memory."""
+    log.warning("stream ended", node=node_id, reason=str(refusal))
+    try:
+        await context.abort(refusal.code, str(refusal))
+    finally:
+        await asyncio.wait({reader})
 
 
 def _standing(session: ProxySession) -> tuple[bool, int]:
