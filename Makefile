@@ -67,7 +67,7 @@ proto: $(VENV)/.dev
 	@$(BIN)/python -m topology.wire.generate
 
 bench: $(VENV)/.dev
-	@test -n "$(NAME)" || { echo "Which one? make bench NAME=$$(ls benchmarks | sed -n 's/^\([a-z]*\)\.py$$/\1/p' | grep -v harness | paste -sd'|')"; exit 2; }
+	@test -n "$(NAME)" || { echo "Which one? make bench NAME=$$(ls benchmarks | sed -n 's/^\([a-z]*\)\.py$$/\1/p' | grep -vE 'harness|subscribers' | paste -sd'|')"; exit 2; }
 	@echo "== Benchmark $(NAME) (peers are installed under .bench/)"
 	@$(BIN)/python -m benchmarks.$(NAME) $(if $(JSON),--json $(JSON)) $(BENCH_ARGS)
 

@@ -138,14 +138,13 @@ class Process:
         self.log = BENCH / f"{name}.log"
         with self.log.open("wb") as out:
             self._process = subprocess.Popen(
-                list(command),
+                _prepared(command, cpus),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env=dict(os.environ) | dict(env or {}),
                 cwd=cwd or ROOT,
                 start_new_session=True,
-                preexec_fn=lambda: _prepare(cpus),
             )
 
     @property
@@ -197,6 +196,26 @@ class Process:
     def wait_for_port(self, port: int, host: str = "127.0.0.1", timeout_s: float = 20.0) -> None:
         """Until a TCP port accepts."""
         self.wait_until(lambda: accepts(port, host), timeout_s)
+
+
+# As `_prepare` does, and then becomes the command. Not as `preexec_fn`, which would fork a process
+# that may have gRPC's threads in it: its fork handlers abort the child at times.
+_BECOME = """
+import ctypes, os, sys
+parent, cpus, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() != parent:
+    sys.exit("the parent is gone")
+if cpus:
+    os.sched_setaffinity(0, [int(cpu) for cpu in cpus.split(",")])
+os.execvp(command[0], command)
+"""
+
+
+def _prepared(command: Sequence[str], cpus: Sequence[int] | None) -> list[str]:
+    """A command line that becomes `command`, dies with this process, and stays on `cpus`."""
+    on = ",".join(map(str, cpus or ()))
+    return [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), on, *command]
 
 
 def _prepare(cpus: Sequence[int] | None) -> None:

@@ -130,7 +130,8 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def times(turns: list[Turn]) -> dict[str, float]:
-    """Milliseconds. `p50`, `p99`: of applies, until the last node has it. `…_node`: of nodes."""
+    """Milliseconds. `p50`, `p99`: of applies, until the last node has it; of fewer than 100
+    applies the p99 is the worst. `…_node`: of nodes."""
     each = [value for turn in turns for value in turn.each_s]
     last = [turn.last_s for turn in turns]
     return {
