@@ -58,7 +58,9 @@ def advance(snapshot: Snapshot, state: State, outlook: Outlook, now_s: float) ->
     notes: list[str] = []
     for region, paced in sorted(_paced(snapshot, now_s).items()):
         held = state.drains.get(region)
-        if held is None or held.override_revision != paced.revision:
+        if held is not None and _applied_again(held, paced):
+            held = msgspec.structs.replace(held, override_revision=paced.revision)
+        elif held is None or held.override_revision != paced.revision:
             held = _begun(region, paced, now_s)
         receivers = _receivers(snapshot, outlook, region, paced.spec, now_s)
         held = _with_baseline(held, outlook, receivers)
@@ -84,6 +86,12 @@ def _paced(snapshot: Snapshot, now_s: float) -> dict[str, _Paced]:
         if other is None or (other.revision, other.name) < (resource.revision, name):
             found[spec.region] = _Paced(name, spec, resource.revision)
     return found
+
+
+def _applied_again(held: Drain, paced: _Paced) -> bool:
+    """Whether this is the override that was under way, at a lower revision than before: the store
+    was wiped and everything applied again. It goes on from where it stands."""
+    return paced.revision < held.override_revision and paced.spec.percent == held.target
 
 
 def _begun(region: str, paced: _Paced, now_s: float) -> Drain:

@@ -84,6 +84,17 @@ def test_a_restore_goes_to_nothing_and_is_finished_there() -> None:
     assert run.pace.drains["singapore"].percent == 0.0, "it holds until its override is gone"
 
 
+def test_it_goes_on_where_the_store_was_wiped_and_everything_applied_again() -> None:
+    """Revisions begin anew: it is the same override all the same."""
+    run = Run(override(revision=951))
+    stood = [run.at(float(second)).percent for second in range(20)][-1]
+    run.snapshot = world(override(revision=22))
+    assert run.at(20.0).percent == pytest.approx(stood + 1.0)
+    assert run.state.drains["singapore"].override_revision == 22
+    run.snapshot = world(override(revision=5, percent=50.0, from_percent=40.0))
+    assert run.at(21.0).percent == 40.0, "that is another"
+
+
 SUFFERING = [
     (outlook(load={"frankfurt": 0.95}), "frankfurt is at 95% of its capacity, above 90%"),
     (outlook(errors={"dubai": 0.05}), "5.0% of the requests to dubai fail, above 2.0%"),
