@@ -29,7 +29,9 @@ _COOLING = 0.2
 _SAMPLE = 1500  # demands, which stand for all at temperatures above `_SAMPLED` of the median
 _SAMPLED = 0.02
 _STEPS_MAX = 25  # of Newton's method at one temperature
-_REACH = 5.0  # times the temperature: how far one of them goes
+_REACH = 5.0  # times the temperature: how far one of them goes at first
+_STRIDE = 4.0  # times as far again, while that is better
+_LEAST_STEP = 1e-4  # of one: shorter ones are not tried
 _FITTED = 1e-3  # of the demand: loads this near to what they may be end the steps
 _TORN = 6.0  # times the coldest temperature: how near the second choice is of one that is torn
 _SLACK = 1e-9  # of the median cost: what counts as nothing
@@ -102,17 +104,46 @@ def _newton(
         # Farther off the softmax is flat, and Newton's step says nothing.
         reach = _REACH * temperature
         step[free] = np.clip(temperature * np.linalg.solve(bend, excess[free]), -reach, reach)
-        size, before = 1.0, value
-        while size > 1e-4:
-            trial = np.maximum(price + size * step, 0.0)
-            value, spread = _smoothed(cost, demand, room, trial, temperature)
-            if value > before:
-                break
-            size *= 0.3
-        else:
+        climbed = _climb(cost, demand, room, price, step, temperature, value, reach)
+        if climbed is None:
             break
-        price = trial
+        price, value, spread = climbed
     return price
+
+
+def _climb(
+    cost: Floats,
+    demand: Floats,
+    room: Floats,
+    price: Floats,
+    step: Floats,
+    temperature: float,
+    value: float,
+    reach: float,
+) -> tuple[Floats, float, Floats] | None:
+    """Prices in the direction of `step` at which the dual is higher, with its value and spread;
+    None: there are none.
+
+    Where what fits ends between two tiers, the dual is nearly a plane from what it costs to shed
+    the one to what it costs to shed the other, thousands of reaches wide. So a step that was cut
+    short goes on for as long as the dual rises.
+    """
+    best: tuple[Floats, float, Floats] | None = None
+    size = 1.0
+    far = np.abs(step).max() >= reach
+    while size > _LEAST_STEP:
+        trial = np.maximum(price + size * step, 0.0)
+        there, spread = _smoothed(cost, demand, room, trial, temperature)
+        if there > value:
+            best, value = (trial, there, spread), there
+            if not far:
+                break
+            size *= _STRIDE
+        elif best is not None:
+            break
+        else:
+            size *= 0.3
+    return best
 
 
 def _smoothed(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from topology import transport
 from topology.assignment import RANK_MS, TIERS, Assignment, assign, class_cost
 from topology.demand import DemandClass
 
@@ -210,3 +211,40 @@ def test_many_edges_are_where_price_and_distance_are_least(load: float, grain_ms
             assert prices[region] == pytest.approx(least, abs=1e-5)
     for region in found.prices:
         assert found.load[region] == pytest.approx(capacity[region])
+
+
+@pytest.mark.parametrize("part", [0.98, 1.0, 1.02, 1.05])
+def test_room_that_ends_between_two_tiers_takes_no_longer(
+    part: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is vip asks for `part` of the room, so that prices may lie anywhere between what
+    it costs to shed standard and vip: with wrong ones nearly every demand was in the program."""
+    rng = np.random.default_rng(4)
+    edges, regions = 2000, [f"r{n}" for n in range(12)]
+    classes = {tier: f"{tier}:" + "|".join(regions) for tier in ("vip", "standard")}
+    asked = {tier: 100 * rng.pareto(1.6, edges) + 1 for tier in classes}
+    demand = {
+        f"e{n}": {classes[tier]: float(tokens[n]) for tier, tokens in asked.items()}
+        for n in range(edges)
+    }
+    cost = {f"e{n}": dict(zip(regions, row, strict=True)) for n, row in enumerate(
+        (4 + 220 * rng.random((edges, len(regions)))).tolist()
+    )}  # fmt: skip
+    room = {r: float(asked["vip"].sum()) / part / len(regions) for r in regions}
+    in_programs = 0
+    program = transport._program
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal in_programs
+        in_programs += len(arguments[-1])
+        return program(*arguments)
+
+    monkeypatch.setattr(transport, "_program", counted)
+    found = assign(demand, cost, room)
+    assert in_programs < 2 * edges  # each demand at most once
+    vip_shed = sum(
+        shed.get(classes["vip"], 0.0) * demand[edge][classes["vip"]]
+        for edge, shed in found.shed.items()
+    )
+    over = max(0.0, float(asked["vip"].sum()) - sum(room.values()))
+    assert vip_shed == pytest.approx(over, abs=1e-3)
