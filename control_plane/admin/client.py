@@ -78,8 +78,11 @@ class AdminClient:
         response: pb.Rollout = self._any("ControlRollout", request, changes=True)
         return response
 
-    def get(self, kind: str = "", name: str = "") -> pb.GetResponse:
-        response: pb.GetResponse = self._any("Get", pb.GetRequest(kind=kind, name=name))
+    def get(
+        self, kind: str = "", name: str = "", timeout_s: float = CALL_TIMEOUT_S
+    ) -> pb.GetResponse:
+        request = pb.GetRequest(kind=kind, name=name)
+        response: pb.GetResponse = self._any("Get", request, timeout_s=timeout_s)
         return response
 
     def explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
@@ -101,12 +104,19 @@ class AdminClient:
         response: pb.StatusResponse = found
         return response
 
-    def _any(self, method: str, request: Any, *, changes: bool = False) -> Any:
+    def _any(
+        self,
+        method: str,
+        request: Any,
+        *,
+        changes: bool = False,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> Any:
         """The answer of the first replica that can give one."""
         failed: list[AdminError] = []
         for endpoint in self.endpoints:
             try:
-                return self._one(endpoint, method, request)
+                return self._one(endpoint, method, request, timeout_s)
             except AdminError as error:
                 error.ambiguous &= changes
                 if not error.retryable or error.ambiguous:

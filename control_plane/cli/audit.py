@@ -17,6 +17,7 @@ app = typer.Typer(
     help="Show who did what, and prove that nobody rewrote it.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    add_completion=False,
 )
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 import yaml
@@ -95,8 +95,11 @@ def connect(ctx: typer.Context) -> AdminClient:
 
 
 def _given(ctx: typer.Context) -> Given:
-    found: Any = ctx.find_root().obj
-    return found if isinstance(found, Given) else Given()
+    root = ctx.find_root()
+    if isinstance(root.obj, Given):
+        return root.obj
+    # While the shell completes, the root command does not run.
+    return Given(root.params.get("endpoint") or "", root.params.get("identity"))
 
 
 def _split(text: str) -> tuple[str, ...]:

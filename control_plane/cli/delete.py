@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli import options
+from control_plane.cli import completion, options
 from control_plane.cli.context import connect
-from control_plane.cli.options import Format, complete_kind, kind_named
+from control_plane.cli.options import Format, kind_named
 from control_plane.cli.waiting import finish
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
@@ -18,8 +18,11 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command()
 def delete(
     ctx: typer.Context,
-    kind: Annotated[str, typer.Argument(help="The kind.", autocompletion=complete_kind)],
-    names: Annotated[list[str], typer.Argument(help="One or more names.")],
+    kind: Annotated[str, typer.Argument(help="The kind.", autocompletion=completion.kind)],
+    names: Annotated[
+        list[str],
+        typer.Argument(help="One or more names.", autocompletion=completion.of_kind),
+    ],
     dry_run: options.DryRun = False,
     reason: options.Reason = "",
     force_residency: options.ForceResidency = False,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from control_plane.cli import options
+from control_plane.cli import completion, options
 from control_plane.cli.context import connect
 from control_plane.cli.options import Format
 from control_plane.cli.output import bad, print_data, print_table, when
@@ -18,12 +18,21 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command()
 def explain(
     ctx: typer.Context,
-    tenant: Annotated[str, typer.Option(help="The tenant who asks.")],
-    model: Annotated[str, typer.Option(help="The model that is asked for.")],
+    tenant: Annotated[
+        str, typer.Option(help="The tenant who asks.", autocompletion=completion.tenant)
+    ],
+    model: Annotated[
+        str, typer.Option(help="The model that is asked for.", autocompletion=completion.model)
+    ],
     client: Annotated[
         str, typer.Option(help="The client: an address, a subnet, or latitude,longitude.")
     ] = "",
-    edge: Annotated[str, typer.Option(help="Instead of --client: begin at this edge.")] = "",
+    edge: Annotated[
+        str,
+        typer.Option(
+            help="Instead of --client: begin at this edge.", autocompletion=completion.edge
+        ),
+    ] = "",
     name: Annotated[str, typer.Option(help="The DNS name asked; the only one if left out.")] = "",
     output: options.Output = Format.TABLE,
 ) -> None:

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from control_plane.cli import options
+from control_plane.cli import completion, options
 from control_plane.cli.context import connect
-from control_plane.cli.options import Format, complete_kind, kind_named
+from control_plane.cli.options import Format, kind_named
 from control_plane.cli.output import print_data, print_table, when
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -21,9 +21,12 @@ _SHOWN = 60
 def get(
     ctx: typer.Context,
     kind: Annotated[
-        str, typer.Argument(help="A kind; all if left out.", autocompletion=complete_kind)
+        str, typer.Argument(help="A kind; all if left out.", autocompletion=completion.kind)
     ] = "",
-    name: Annotated[str, typer.Argument(help="A name; all if left out.")] = "",
+    name: Annotated[
+        str,
+        typer.Argument(help="A name; all if left out.", autocompletion=completion.of_kind),
+    ] = "",
     output: options.Output = Format.TABLE,
 ) -> None:
     """Show resources: all, those of a kind, or one.

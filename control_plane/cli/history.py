@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from control_plane.cli import options
+from control_plane.cli import completion, options
 from control_plane.cli.context import connect
-from control_plane.cli.options import Format, complete_kind, kind_named
+from control_plane.cli.options import Format, kind_named
 from control_plane.cli.output import line, print_data, when
 from control_plane.cli.plan_view import change_data, print_change
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
@@ -27,7 +27,7 @@ def history(
         typer.Argument(
             metavar="[KIND[/NAME]]",
             help="Only changes of this kind, or of this resource.",
-            autocompletion=complete_kind,
+            autocompletion=completion.kind,
         ),
     ] = "",
     limit: Annotated[

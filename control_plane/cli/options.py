@@ -80,7 +80,3 @@ def kind_named(text: str) -> str:
         if wanted in (kind.lower(), plural.lower()):
             return kind
     raise typer.BadParameter(f"no kind {text!r}; kinds: {', '.join(KINDS)}")
-
-
-def complete_kind(incomplete: str) -> list[str]:
-    return [kind for kind in KINDS if kind.lower().startswith(incomplete.lower())]

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from control_plane.cli import exits
+from control_plane.cli.durations import seconds
 
 if TYPE_CHECKING:
     from control_plane.pki.rotation import Step
 
 app = typer.Typer(
-    help="Make the mesh's CA and certificates.", no_args_is_help=True, rich_markup_mode=None
+    help="Make the mesh's CA and certificates.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
 )
 
 # Said here as well as where they are defined: cryptography takes a while to load.
@@ -124,7 +128,7 @@ def rotate(
         raise typer.BadParameter(f"--phase {phase!r} is none of " + ", ".join(PHASES))
     if phase and (older_than or days is not None):
         raise typer.BadParameter("--older-than and --days do not go with --phase")
-    older_than_s = _seconds("--older-than", older_than) if older_than else 0.0
+    older_than_s = seconds("--older-than", older_than)
     found, broken = find(trees)
     if not found and not broken:
         raise AuthorityError(
@@ -141,22 +145,12 @@ def rotate(
         found,
         SystemClock(),
         dry_run=dry_run,
-        settle_s=_seconds("--settle", settle),
+        settle_s=seconds("--settle", settle),
         force=force_missing,
     )
     with locked(ca):
         steps = rotation.phase(phase) if phase else rotation.renew(older_than_s, days)
         _show(steps, broken, len(found), phase, dry_run)
-
-
-_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-
-
-def _seconds(option: str, text: str) -> float:
-    number, unit = text[:-1], _UNIT_S.get(text[-1:])
-    if unit is None or not number.isascii() or not number.isdigit() or len(number) > 9:
-        raise typer.BadParameter(f"{option} {text!r} is no 90s, 10m, 12h, 30d")
-    return int(number) * unit
 
 
 def _show(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from control_plane.cli import exits, options
+from control_plane.cli import completion, exits, options
 from control_plane.cli.context import connect
+from control_plane.cli.durations import is_duration, seconds
 from control_plane.cli.options import Format
 from control_plane.cli.output import good, print_data
 from control_plane.cli.plan_view import (
@@ -28,12 +28,19 @@ from runtime.errors import TradewindError
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
 app = typer.Typer(
-    help="Drain, fail over and restore regions.", no_args_is_help=True, rich_markup_mode=None
+    help="Drain, fail over and restore regions.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
 )
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="NAME...", help="The regions; several are one change, all or none."),
+    typer.Argument(
+        metavar="NAME...",
+        help="The regions; several are one change, all or none.",
+        autocompletion=completion.region,
+    ),
 ]
 In = Annotated[
     list[str] | None,
@@ -64,8 +71,6 @@ Timeout = Annotated[
     ),
 ]
 
-_DURATION = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smhd])$")
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _NODES_S = 30.0
 
 
@@ -167,7 +172,7 @@ def restore(
     """
     request = pb.ClearOverrideRequest(
         reason=reason,
-        over_s=_duration("--over", over),
+        over_s=seconds("--over", over),
         force=options.forced(many=force_many, capacity=force_capacity),
         dry_run=dry_run,
     )
@@ -217,7 +222,7 @@ def _request(
         action=action,
         reason=reason,
         percent=percent,
-        over_s=_duration("--over", over),
+        over_s=seconds("--over", over),
         expires_s=_expiry(expires, SystemClock().wall()) if expires else 0.0,
         force=force,
         dry_run=dry_run,
@@ -321,20 +326,10 @@ def _print_done(response: pb.ApplyResponse, text: str, dry_run: bool, output: Fo
         raise typer.Exit(exits.REFUSED)
 
 
-def _duration(option: str, text: str) -> float:
-    """Seconds of `90s`, `10m`, `2h`, `1d`; 0 where nothing is given; a usage error otherwise."""
-    if not text:
-        return 0.0
-    found = _DURATION.match(text)
-    if found is None:
-        raise typer.BadParameter(f"{option} {text!r} is no 90s, 10m, 2h, 1d")
-    return float(found[1]) * _UNIT_S[found[2]]
-
-
 def _expiry(text: str, now_s: float) -> float:
     """Unix time of a duration from now, or of a time; a usage error otherwise."""
-    if _DURATION.match(text):
-        return now_s + _duration("--expires", text)
+    if is_duration(text):
+        return now_s + seconds("--expires", text)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:

@@ -18,7 +18,10 @@ from runtime.clock import SystemClock
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
 app = typer.Typer(
-    help="Watch and steer the rollout of a change.", no_args_is_help=True, rich_markup_mode=None
+    help="Watch and steer the rollout of a change.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
 )
 
 UNDER_WAY = frozenset({"canary", "rolling", "paused"})

@@ -11,7 +11,12 @@ from control_plane.cli.options import Format
 from control_plane.cli.output import print_data
 from topology.api_key import digest, new_key
 
-app = typer.Typer(help="Make API keys for tenants.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Make API keys for tenants.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
 
 
 @app.command("new-key")

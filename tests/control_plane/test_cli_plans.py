@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -244,3 +248,46 @@ def test_a_deletion_can_be_waited_for(cli: Cli) -> None:
     cli.background.node("edge/tokyo", lambda _: None)
     told = cli.ok("delete", "Tenant", "globex", "--wait")
     assert "all 1 connected nodes have it" in told
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("region drain fr", ["frankfurt"]),
+        ("get Tenant g", ["globex"]),
+        ("delete Zone ", ["tradewind.test"]),
+        ("explain --edge to", ["tokyo"]),
+        ("explain --model s", ["smol"]),
+        ("get Nonsense ", []),
+    ],
+)
+def test_names_are_completed(cli: Cli, typed: str, found: list[str]) -> None:
+    cli.background.apply(*world())
+    assert _completed(typed, cli.background.endpoint, cli.mesh.directory("viewer/eve")) == found
+
+
+def test_completion_tells_no_errors(mesh: Mesh) -> None:
+    """Where no replica answers, and where nobody said which."""
+    assert _completed("region drain f", "127.0.0.1:1", mesh.directory("viewer/eve")) == []
+    assert _completed("region drain f", "", Path("nowhere")) == []
+
+
+def _completed(typed: str, endpoint: str, identity: Path) -> list[str]:
+    words = f"tradewind {typed}"
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "tradewind")],
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "_TRADEWIND_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+            "TRADEWIND_ENDPOINTS": endpoint,
+            "TRADEWIND_IDENTITY": str(identity),
+        },
+        timeout=30,
+        check=False,
+    )
+    assert not done.stderr, done.stderr
+    return done.stdout.split()
