@@ -19,7 +19,7 @@ from control_plane.changes.rollouts import Rollouts
 from control_plane.director import state as states
 from control_plane.director.decide import Decided, decide
 from control_plane.director.directives import Directives
-from control_plane.director.election import Election, NotLeading
+from control_plane.director.election import Election, NotLeading, Term
 from control_plane.director.feed import Feeds
 from control_plane.director.local import Local
 from control_plane.director.observed import union
@@ -27,7 +27,7 @@ from control_plane.director.state import Outlook, State
 from control_plane.membership.base import Registry, registered
 from control_plane.replicas import Replicas
 from control_plane.store.base import Guard, Put, Store
-from control_plane.store.errors import Conflict, StoreUnavailable
+from control_plane.store.errors import Conflict
 from runtime import logs
 from runtime.clock import Clock
 from runtime.errors import TradewindError
@@ -76,7 +76,8 @@ class Director:
         self._outlook = Outlook()
         self._complaint = ""
         self._task: asyncio.Task[None] | None = None
-        self._ticks = self._writes = self._conflicts = 0
+        self._led = (0, 0.0)  # the term, and since when, by the monotonic clock
+        self._ticks = self._writes = self._conflicts = self._failures = 0
         self._tick_s = 0.0
 
     def start(self) -> None:
@@ -94,6 +95,9 @@ class Director:
             Sample(name + "ticks_total", "Rounds of deciding.", self._ticks),
             Sample(name + "writes_total", "Decisions written.", self._writes),
             Sample(name + "conflicts_total", "Writes that the store refused.", self._conflicts),
+            Sample(name + "failures_total", "Rounds that came to nothing.", self._failures),
+            Sample(name + "fails", "The last round did.", bool(self._complaint)),
+            Sample(name + "feeds", "Other replicas that are heard.", len(self._feeds.parts)),
             Sample(name + "tick_seconds", "How long the last round took.", self._tick_s),
         ]
 
@@ -107,15 +111,17 @@ class Director:
                 self._held = None
                 self._conflicts += isinstance(error, Conflict)
                 self._complain(str(error))
-            except (StoreUnavailable, TradewindError) as error:
+            except TradewindError as error:
                 self._complain(str(error))
-            except Exception:  # the process serves on; the next round begins anew
+            except Exception as error:  # the process serves on; the next round begins anew
                 log.exception("a round of the director failed")
                 self._held = None
+                self._complain(repr(error))
             self._tick_s = self._clock.now() - began_s
             await asyncio.sleep(max(0.05, TICK_S - self._tick_s))
 
     def _complain(self, reason: str) -> None:
+        self._failures += 1
         if reason != self._complaint:
             log.warning("the director could not act", reason=reason)
         self._complaint = reason
@@ -128,7 +134,7 @@ class Director:
             return
         others = {n: at for n, at in self._replicas.alive.items() if n != self._replica}
         self._feeds.follow(others)
-        if self._clock.wall() - term.since_s < WARM_UP_S and len(self._feeds.parts) < len(others):
+        if self._warms_up(term) and len(self._feeds.parts) < len(others):
             return
         state, revision = self._held or await self._read()
         now_s = self._clock.wall()
@@ -140,9 +146,16 @@ class Director:
         decided = await asyncio.to_thread(decide, view.snapshot, state, observed, known, now_s)
         await self._write_state(decided, state, revision, term.revision, now_s)
         await self._write_outlook(decided.outlook)
-        await self._finish(decided)
+        # First what may have to be taken back: the other does no harm while it waits.
         await self._rollouts.advance(observed, now_s, self._election.guard())
+        await self._finish(decided)
         self._ticks += 1
+
+    def _warms_up(self, term: Term) -> bool:
+        now_s = self._clock.now()
+        if self._led[0] != term.revision:
+            self._led = (term.revision, now_s)
+        return now_s - self._led[1] < WARM_UP_S
 
     async def _read(self) -> tuple[State, int]:
         """What to go on from, and its revision in the store. Where the store was wiped, or holds
@@ -196,9 +209,10 @@ class Director:
 
 def differs_much(before: Outlook, after: Outlook) -> bool:
     """Whether an outlook is worth writing: something moved by a tenth, or it is getting old."""
-    if after.at_s - before.at_s >= OUTLOOK_EVERY_S:
+    age_s = after.at_s - before.at_s
+    if age_s < 0 or age_s >= OUTLOOK_EVERY_S:  # the clock was set back, or it is
         return True
-    if after.at_s - before.at_s < TICK_S:
+    if age_s < TICK_S:
         return False
     figures = _figures(before), _figures(after)
     keys_of_both = figures[0].keys() | figures[1].keys()

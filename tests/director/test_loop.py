@@ -14,7 +14,9 @@ from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 from control_plane import keys
 from control_plane.changes.overrides import Order, set_override
 from control_plane.changes.plan import Wanted
+from control_plane.director import loop
 from control_plane.director import state as states
+from control_plane.director.decide import Decided
 from control_plane.director.loop import differs_much
 from control_plane.director.state import Outlook, Quota, State
 from control_plane.service import Replica
@@ -148,6 +150,29 @@ async def test_a_state_that_is_lost_is_written_again_and_nothing_given_is_forgot
         assert now.verdicts == known.verdicts
 
 
+async def test_a_director_that_fails_says_so_and_goes_on(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(mesh, Shared(), "cp-1") as replica:
+        director = replica.direction.director
+
+        def figure(name: str) -> float:
+            return {s.name: s.value for s in director.samples()}[f"tradewind_director_{name}"]
+
+        await until(lambda: figure("ticks_total") > 0)
+        assert (figure("fails"), figure("failures_total")) == (0, 0)
+
+        def fail(*_: object) -> Decided:
+            raise RuntimeError("a mistake of ours")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "decide", fail)
+            await until(lambda: figure("fails"))
+        ticks = figure("ticks_total")
+        await until(lambda: figure("ticks_total") > ticks)
+        assert figure("failures_total") > 0 == figure("fails")
+
+
 @pytest.fixture
 def held() -> Iterator[Outlook]:
     yield Outlook(at_s=100.0, flows={"vip:a": {"a": 50.0}}, utilisation={"a": 0.5})
@@ -159,3 +184,4 @@ def test_an_outlook_is_written_when_it_moved_or_grew_old(held: Outlook) -> None:
     assert differs_much(held, Outlook(102.0, {"vip:a": {"a": 50.0}}, {"a": 0.9}))
     assert differs_much(held, Outlook(106.0, held.flows, held.utilisation))
     assert not differs_much(held, Outlook(100.5, {}, {}))
+    assert differs_much(held, Outlook(40.0, held.flows, held.utilisation))  # the clock went back
