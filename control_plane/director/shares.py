@@ -53,7 +53,11 @@ def advance(snapshot: Snapshot, state: State, observed: Observed, now_s: float) 
     limits = _limits(snapshot, state, now_s)
     capacity = _capacity(snapshot, state, observed, flows)
     costs = {edge: _line(snapshot, edge, seen) for edge, seen in _seen(observed, demand).items()}
-    found = assign(demand, costs, capacity, limits)
+    try:
+        found = assign(demand, costs, capacity, limits)
+    except ArithmeticError as error:  # verdicts, drains and quotas do not wait for it
+        outlook = _outlook(observed, flows, capacity, Assignment({}, {}, {}, {}), now_s)
+        return Spread(state.shares, state.shed, (f"shares stay as they are: {error}",), outlook)
     policy = snapshot.policy.director
     shares = advance_shares(state.shares, found.shares, demand, costs, capacity, policy, limits)
     silent = snapshot.edges.keys() - {r.edge for r in observed.edges.values() if r.load_at_s > 0}

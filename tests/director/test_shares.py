@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from control_plane.director import shares
+from control_plane.director.decide import decide
 from control_plane.director.observed import ClassLoad, CoreReport, EdgeReport, Observed, RegionSeen
 from control_plane.director.state import Drain, State, Verdict
 from tests.topology.worlds import base, document, edge, link
@@ -191,3 +192,21 @@ def test_a_world_without_regions() -> None:
     assert (
         shares.advance(Snapshot.empty(), State(), seen(report("london", all=5)), NOW).shares == {}
     )
+
+
+def test_a_solver_that_fails_leaves_the_shares_and_stops_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    observed = seen(report("london", all=60), report("paris", all=60))
+    held = State(shares=settle(world(), observed).shares, verdicts={"dubai": Verdict(True, NOW)})
+    assert held.shares
+
+    def fail(*_: Any) -> Any:
+        raise ArithmeticError("HiGHS: no optimum")
+
+    monkeypatch.setattr(shares, "assign", fail)
+    decided = decide(world(), held, observed, {"dubai": True}, NOW + 1)
+    assert decided.state.shares == held.shares
+    assert decided.state.verdicts["dubai"].up
+    assert decided.state.notes == ("shares stay as they are: HiGHS: no optimum",)
+    assert decided.outlook.flows[ALL] == {"frankfurt": 120.0}
