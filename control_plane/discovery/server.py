@@ -21,6 +21,7 @@ from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
 from control_plane.catalog import Catalog
 from control_plane.director.directives import Directives
+from control_plane.discovery import opening
 from control_plane.discovery.admission import Admission, Shares
 from control_plane.discovery.deltas import Deltas
 from control_plane.discovery.directed import Directed
@@ -34,10 +35,10 @@ from control_plane.discovery.errors import (
 )
 from control_plane.discovery.session import Session
 from control_plane.discovery.stream import NodeStream
-from control_plane.peers import principal_of_call, speaks_for
+from control_plane.peers import speaks_for
 from runtime import logs
 from runtime.clock import Clock
-from runtime.identity import IdentityError, Principal
+from runtime.identity import Principal
 from runtime.metrics import Sample
 from topology.wire.subscription import Origin
 
@@ -203,22 +204,18 @@ class DiscoveryServer:
     async def _converse(self, requests: AsyncIterator[Any], context: Any) -> None:
         # Authorised after it was read: gRPC loses the status of a call that ends while the
         # client is still writing its first message.
-        first = await self._first_request(requests)
-        principal = _authorise(context, ROLES | {PROXY} if self.proxies else ROLES)
+        timeout_s = self._settings.first_request_timeout_ms / 1e3
+        first = await opening.first_request(requests, timeout_s)
+        principal = opening.authorised(context, ROLES | {PROXY} if self.proxies else ROLES)
         if self.proxies is not None and principal.role == PROXY:
             await self.proxies.converse_delta(first, requests, context, principal)
             return
         node_id = _check_node(first.node.id, principal)
         if self._published is None:
             self._publish()
-        crowded = self._shares.arrive(str(principal), self._clock.now())
-        if crowded:
-            raise TooMany(crowded)
-        try:
-            await self._admit(principal)
+        admission = self._dns_admission if principal.role == DNS else self._admission
+        async with opening.admitted(principal, self._shares, admission, self._clock):
             await self._follow(node_id, principal, first, requests, context)
-        finally:
-            self._shares.leave(str(principal))
 
     async def _follow(
         self,
@@ -239,34 +236,11 @@ class DiscoveryServer:
         except StreamRefused as refusal:
             self._refused += 1
             self._leave(stream)
-            with self._shares.ending(str(principal)):
-                await self._end(stream, refusal, context)
+            log.warning("stream ended", node=node_id, reason=str(refusal))
+            await opening.end(context, refusal, principal, self._shares, stream.gone())
         finally:
             stream.drop()
             self._leave(stream)
-
-    async def _end(self, stream: NodeStream, refusal: StreamRefused, context: Any) -> None:
-        """Tell the node why, and wait until it has read that: until then it takes memory."""
-        log.warning("stream ended", node=stream.session.node_id, reason=str(refusal))
-        try:
-            await context.abort(refusal.code, str(refusal))
-        finally:
-            await stream.gone()
-
-    async def _first_request(self, requests: AsyncIterator[Any]) -> Any:
-        try:
-            async with asyncio.timeout(self._settings.first_request_timeout_ms / 1e3):
-                return await anext(requests)
-        except (TimeoutError, StopAsyncIteration) as error:
-            raise NoAnswer("the stream began with no request") from error
-
-    async def _admit(self, principal: Principal) -> None:
-        admission = self._dns_admission if principal.role == DNS else self._admission
-        wait_s = admission.reserve(self._clock.now())
-        if wait_s is None:
-            raise TooMany("too many nodes come at once", hint="try again, or another replica")
-        if wait_s > 0:
-            await asyncio.sleep(wait_s)
 
     def _enter(self, stream: NodeStream) -> None:
         node_id = stream.session.node_id
@@ -348,18 +322,6 @@ class DiscoveryServer:
             for stream in list(self._streams.values()):
                 if stream.session.unanswered_for_s(now_s) > limit_s:
                     stream.end(NoAnswer(f"no ACK and no NACK within {limit_s:g} s"))
-
-
-def _authorise(context: Any, roles: frozenset[str]) -> Principal:
-    try:
-        principal = principal_of_call(context)
-    except IdentityError as error:
-        raise NotAllowed(str(error)) from error
-    if principal.role not in roles:
-        raise NotAllowed(
-            f"{principal} may not subscribe", hint=f"roles: {', '.join(sorted(roles))}"
-        )
-    return principal
 
 
 def _check_node(node_id: str, principal: Principal) -> str:

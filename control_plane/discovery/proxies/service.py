@@ -19,10 +19,10 @@ from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
 from control_plane.catalog import Catalog
 from control_plane.director.directives import Directives
+from control_plane.discovery import opening
 from control_plane.discovery.admission import Admission, Shares
 from control_plane.discovery.errors import (
     NoAnswer,
-    NotAllowed,
     NothingToServe,
     StreamRefused,
     TooMany,
@@ -32,10 +32,9 @@ from control_plane.discovery.proxies.session import WARM_S, ProxySession
 from control_plane.discovery.proxies.translation import Bundle
 from control_plane.discovery.proxies.translations import Translations
 from control_plane.discovery.server import DiscoverySettings
-from control_plane.peers import principal_of_call
 from runtime import logs
 from runtime.clock import Clock
-from runtime.identity import IdentityError, Principal
+from runtime.identity import Principal
 from runtime.metrics import Sample
 
 log = logs.get("proxies")
@@ -43,6 +42,7 @@ log = logs.get("proxies")
 ROLE = "proxy"
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 METHOD = "StreamAggregatedResources"
+_OTHERS = f"state-of-the-world discovery is for the role {ROLE}; other nodes use delta"
 STREAMS_PER_NODE = 64  # gRPC opens one for each name that it dials
 # What one stream may ask: a proxy answers ten pushes a second of four types at the most, and asks
 # for the endpoints of many clusters when it starts.
@@ -140,19 +140,14 @@ class ProxyDiscovery:
         # Before anything else: it tells the client that somebody listens.
         await context.send_initial_metadata(())
         try:
-            first = await self._first_request(requests)
-            await self._converse(first, requests, context, _authorise(context), delta=False)
+            timeout_s = self._settings.first_request_timeout_ms / 1e3
+            first = await opening.first_request(requests, timeout_s)
+            principal = opening.authorised(context, frozenset({ROLE}), _OTHERS)
+            await self._converse(first, requests, context, principal, delta=False)
         except StreamRefused as refusal:
             self._refused += 1
             log.warning("stream ended", peer=context.peer(), reason=str(refusal))
             await context.abort(refusal.code, str(refusal))
-
-    async def _first_request(self, requests: AsyncIterator[Any]) -> Any:
-        try:
-            async with asyncio.timeout(self._settings.first_request_timeout_ms / 1e3):
-                return await anext(requests)
-        except (TimeoutError, StopAsyncIteration) as error:
-            raise NoAnswer("the stream began with no request") from error
 
     async def _converse(
         self,
@@ -166,14 +161,8 @@ class ProxyDiscovery:
         node_id, profile = check_node_id(first.node.id, principal), profile_of(first.node)
         if not self._translations.published:
             self._publish()
-        crowded = self._shares.arrive(str(principal), self._clock.now())
-        if crowded:
-            raise TooMany(crowded)
-        try:
-            await self._admit()
+        async with opening.admitted(principal, self._shares, self._admission, self._clock):
             await self._follow(node_id, principal, profile, first, requests, context, delta=delta)
-        finally:
-            self._shares.leave(str(principal))
 
     async def _follow(
         self,
@@ -199,18 +188,11 @@ class ProxyDiscovery:
         except StreamRefused as refusal:
             self._refused += 1
             self._leave(number)
-            with self._shares.ending(str(principal)):
-                await _end(node_id, refusal, context, reader)
+            log.warning("stream ended", node=node_id, reason=str(refusal))
+            await opening.end(context, refusal, principal, self._shares, asyncio.wait({reader}))
         finally:
             reader.cancel()
             self._leave(number)
-
-    async def _admit(self) -> None:
-        wait_s = self._admission.reserve(self._clock.now())
-        if wait_s is None:
-            raise TooMany("too many nodes come at once", hint="try again, or another replica")
-        if wait_s > 0:
-            await asyncio.sleep(wait_s)
 
     def _bundle(self, session: ProxySession) -> Bundle:
         return self._translations.bundle_for(session.profile, session.principal)
@@ -368,30 +350,6 @@ class _Stream:
             self.woken.set()
 
 
-async def _end(
-    node_id: str, refusal: StreamRefused, context: Any, reader: asyncio.Task[None]
-) -> None:
-    """Tell the proxy why, and wait until it has read that: until then it takes memory."""
-    log.warning("stream ended", node=node_id, reason=str(refusal))
-    try:
-        await context.abort(refusal.code, str(refusal))
-    finally:
-        await asyncio.wait({reader})
-
-
 def _standing(session: ProxySession) -> tuple[bool, int]:
     """Sorts the worst first."""
     return session.nack is None, session.acked_revision
-
-
-def _authorise(context: Any) -> Principal:
-    try:
-        principal = principal_of_call(context)
-    except IdentityError as error:
-        raise NotAllowed(str(error)) from error
-    if principal.role != ROLE:
-        raise NotAllowed(
-            f"{principal} may not subscribe to this",
-            hint=f"state-of-the-world discovery is for the role {ROLE}; other nodes use delta",
-        )
-    return principal
