@@ -159,8 +159,9 @@ class Changes:
         async with self._planning:
             now_s = self._clock.wall()
             plan = await asyncio.to_thread(make_plan, base, wanted, knowledge, now_s)
+        plan = staging.judged(plan)
         _check_size(plan)
-        return staging.judged(plan)
+        return plan
 
     async def _planned_rollback(self, base: Base, revision: int, wanted: Wanted) -> Plan:
         later = await self.archive.since(base.head, revision)
@@ -247,17 +248,17 @@ class Changes:
 
 
 def _check_size(plan: Plan) -> None:
+    """In one transaction: the change, and where it joins a rollout, all that would be taken back
+    with it."""
     if len(plan.effective) > MAX_RESOURCES:
-        raise InvalidDocument(
-            [
-                Problem(
-                    "request",
-                    "",
-                    f"{len(plan.effective)} resources to change",
-                    f"at most {MAX_RESOURCES} in one transaction: apply it in parts",
-                )
-            ]
-        )
+        found = f"{len(plan.effective)} resources to change"
+        allowed = f"at most {MAX_RESOURCES} in one transaction: apply it in parts"
+        raise InvalidDocument([Problem("request", "", found, allowed)])
+    together = len(staging.touched_with(plan))
+    if together > MAX_RESOURCES:
+        found = f"{together} resources together with the rollout that it would join"
+        allowed = f"at most {MAX_RESOURCES}, to be taken back at once: wait for the rollout"
+        raise InvalidDocument([Problem("request", "", found, allowed)])
 
 
 def _transaction(

@@ -121,6 +121,11 @@ def _without_dangling_overrides(held: Mapping[Key, Resource]) -> Iterable[Resour
 
 
 def encode(record: RolloutRecord) -> bytes:
+    """What was there before the change is kept as long as somebody is served it; of one that is
+    over, only the names: the transaction that takes a large change back has no room for it twice.
+    """
+    if not record.under_way:
+        record = msgspec.structs.replace(record, before=dict.fromkeys(record.before))
     return msgspec.json.encode(record)
 
 

@@ -57,6 +57,15 @@ def record_of(plan: Plan, author: str, now_s: float) -> RolloutRecord | None:
     return None if policy is None else _begun(policy, plan, changes, author, now_s)
 
 
+def touched_with(plan: Plan) -> frozenset[Key]:
+    """All that an abort would take back, where `plan` joins a rollout; else nothing."""
+    under_way = _under_way(plan)
+    joins = plan.staged and ROLLOUT in plan.wanted.force and _staged_kinds(plan)
+    if under_way is None or not joins:
+        return frozenset()
+    return frozenset(under_way.keys) | {change.key for change in _staged_kinds(plan)}
+
+
 def taken_back(
     record: RolloutRecord, held: Iterable[Resource]
 ) -> tuple[tuple[Resource, ...], tuple[Key, ...]]:

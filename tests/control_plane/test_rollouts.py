@@ -163,6 +163,38 @@ async def test_another_change_meanwhile_is_refused_by_name(bench: Bench) -> None
     assert refusal.rule == "rollout"
 
 
+async def test_no_more_joins_than_can_be_taken_back_at_once(bench: Bench) -> None:
+    def tenants(first: int, tier: str = "standard") -> list[Resource]:
+        return [resource("Tenant", f"t{n:03d}", tier=tier) for n in range(first, first + 70)]
+
+    await bench.apply(*tenants(0))
+    force = ("rollout", "many")
+    with pytest.raises(InvalidDocument, match="140 resources together with the rollout"):
+        await bench.apply(*tenants(70), force=force)
+    assert "t070" not in bench.catalog.view.snapshot.tenants
+    await bench.apply(*tenants(30, "vip"), force=force)  # a hundred in all
+    await bench.rollouts.control("abort", "", "operator/bob")
+    await bench.record()
+    assert set(bench.catalog.view.snapshot.tenants) == {"acme", "globex", "eurobank"}
+
+
+async def test_a_change_that_just_fits_can_be_taken_back(bench: Bench) -> None:
+    """What was before is in the record while nodes are served it, and in history."""
+    keys_of = [[f"sha256:{n:032x}{k:032x}" for k in range(64)] for n in range(100)]
+    many = [resource("Tenant", f"t{n:03d}", api_keys=held) for n, held in enumerate(keys_of)]
+    await bench.apply(*many, immediate=True)
+    removes = tuple(Key("Tenant", f"t{n:03d}") for n in range(100))
+    await bench.apply(removes=removes, force=("many",))
+    await bench.rollouts.control("abort", "", "operator/bob")
+    record = await bench.record()
+    assert len(bench.catalog.view.snapshot.tenants) == 103
+    assert (record.status, set(record.before.values()), len(record.keys)) == (
+        "aborted",
+        {None},
+        100,
+    )
+
+
 async def test_a_forced_one_joins_and_is_taken_back_with_it(bench: Bench) -> None:
     first = await bench.apply(smaller())
     done = await bench.apply(resource("Tenant", "acme", tier="batch"), force=("rollout",))
