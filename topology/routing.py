@@ -302,7 +302,8 @@ def _step(
 
 def _sift(ways: list[_Way], below: float, down: set[str]) -> tuple[list[Exclusion], list[_Way]]:
     """Those that may not serve such a request, and those that may. What is down for everybody
-    but not for this edge is better than nothing."""
+    but not for this edge is better than nothing. So is what a drain takes only a part from, where
+    those that should have the part cannot be reached."""
     excluded: list[Exclusion] = []
     left: list[_Way] = []
     doubtful: list[_Way] = []
@@ -316,11 +317,15 @@ def _sift(ways: list[_Way], below: float, down: set[str]) -> tuple[list[Exclusio
             excluded.append(Exclusion(region, "unreachable", "this edge has no live path to it"))
         else:
             (doubtful if region in down else left).append(way)
-    if not left:
+    if left:
+        why = "it is down, as most edges or the registry see it"
+        excluded += (Exclusion(way.candidate.region, "down", why) for way in doubtful)
+        return excluded, left
+    if doubtful or all(e.rule != "unreachable" for e in excluded):
         return excluded, doubtful
-    why = "it is down, as most edges or the registry see it"
-    excluded += (Exclusion(way.candidate.region, "down", why) for way in doubtful)
-    return excluded, left
+    partly = [w for w in ways if w.exclusion is None and 0.0 < w.drained < 1.0 and w.reachable]
+    regions = {way.candidate.region for way in partly}
+    return [e for e in excluded if e.region not in regions], partly
 
 
 def _rank(way: _Way, shares: Mapping[str, float]) -> tuple[float, int, float, str]:

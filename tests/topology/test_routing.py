@@ -76,6 +76,17 @@ def test_an_unreachable_region_is_left_out() -> None:
     assert decision.excluded[0].rule == "unreachable"
 
 
+def test_a_part_that_a_drain_takes_stays_where_the_others_cannot_be_reached() -> None:
+    cut = {"dubai": RegionView(False), "singapore": RegionView(False)}
+    partly = base(override("frankfurt", 90.0))
+    assert order(ask(partly, **cut)) == ["frankfurt"]
+    assert order(ask(base(override("frankfurt")), **cut)) == [], "the whole of it is meant"
+    both = base(override("frankfurt", 90.0), override("dubai", 60.0))
+    assert order(ask(both, singapore=RegionView(False))) == ["frankfurt", "dubai"]
+    # Where the drain itself leaves a tenant nothing, that is what was asked for, and forced.
+    assert ask(partly, tenant="eurobank").refusal == "no_region"
+
+
 def test_the_narrower_route_wins() -> None:
     narrow = document("Route", "z", models=["*"], tenants=["acme"], regions=["dubai"])
     decision = ask(base(narrow))
