@@ -19,8 +19,10 @@ from topology.policy import DirectorPolicy
 # less moves nobody to and fro.
 TOO_FULL = 1.1
 
-# What is shed is told in whole percents, so that noise in it is no news.
+# What is shed is told in whole percents, and only when it differs by some from what was told:
+# edges go by the proportions of shares, and refuse nothing for its sake.
 SERVED_DIGITS = 2
+SERVED_SLACK = 0.05
 
 _NOTHING = 1e-6
 _LEAST_MOVE = 0.01  # of a class: less is not worth telling an edge, unless it ends the matter
@@ -179,8 +181,11 @@ def _differs(one: Spread, other: Spread) -> bool:
 
 
 def _is_same(one: Spread, other: Spread) -> bool:
-    """But for rounding, which is no news."""
-    return one.keys() == other.keys() and all(abs(one[r] - other[r]) < _NOTHING for r in one)
+    """In the same proportions but for rounding, and as a whole but for `SERVED_SLACK`."""
+    if one.keys() != other.keys() or abs(sum(one.values()) - sum(other.values())) > SERVED_SLACK:
+        return False
+    one, other = _whole(one), _whole(other)
+    return all(abs(one[r] - other[r]) < _NOTHING for r in one)
 
 
 def _whole(spread: Mapping[str, float]) -> Spread:

@@ -13,6 +13,8 @@ from control_plane.director.state import Outlook, State, next_number
 from control_plane.membership import verdict
 from topology.snapshot import Snapshot
 
+WORDS_EVERY_S = 5.0  # at most
+
 
 class Decided(Struct, frozen=True):
     """`state` still bears the time and number of the one before: see `stamped`."""
@@ -23,13 +25,33 @@ class Decided(Struct, frozen=True):
     finished: dict[str, int]  # overrides whose paced restore is complete, and their revisions
 
     def stamped(self, term: int, replica: str, now_s: float) -> State | None:
-        """The state to write; None where nothing changed and the same director goes on."""
-        if self.state == self.before and term == self.before.term:
-            return None
+        """The state to write; None where nothing changed and the same director goes on.
+
+        What only words it in another way (figures in a note, in why a drain waits) is written
+        every few seconds: it makes nobody do anything.
+        """
+        if term == self.before.term:
+            age_s = now_s - self.before.at_s
+            fresh = 0.0 <= age_s < WORDS_EVERY_S
+            if self.state == self.before or (
+                fresh and _same_but_for_words(self.state, self.before)
+            ):
+                return None
         number = next_number(self.before, now_s)  # the one that `quotas` gave to nodes
         return msgspec.structs.replace(
             self.state, term=term, director=replica, number=number, at_s=now_s
         )
+
+
+def _same_but_for_words(state: State, before: State) -> bool:
+    """Whether two states differ in nothing but words."""
+    drains = {
+        region: msgspec.structs.replace(drain, paused=held.paused)
+        if (held := before.drains.get(region)) is not None and held.paused and drain.paused
+        else drain
+        for region, drain in state.drains.items()
+    }
+    return msgspec.structs.replace(state, notes=before.notes, drains=drains) == before
 
 
 def decide(

@@ -14,7 +14,7 @@ from msgspec import Struct
 from control_plane.director.observed import CoreReport, EdgeReport, Observed, RegionSeen
 from control_plane.director.state import Outlook, State
 from topology.assignment import Assignment, Shares, assign
-from topology.damping import SERVED_DIGITS, advance_shares
+from topology.damping import SERVED_DIGITS, SERVED_SLACK, advance_shares
 from topology.demand import DemandClass
 from topology.directive import Directive
 from topology.latency import published_rtt_ms
@@ -66,7 +66,7 @@ def advance(snapshot: Snapshot, state: State, observed: Observed, now_s: float) 
         if kept:
             shares[edge] = kept
     outlook = _outlook(observed, flows, capacity, found, now_s)
-    return Spread(shares, _shed(found), _notes(found, demand), outlook)
+    return Spread(shares, _shed(found, state.shed), _notes(found, demand), outlook)
 
 
 def _demand(snapshot: Snapshot, reports: Mapping[str, EdgeReport]) -> Flows:
@@ -183,13 +183,17 @@ def _able(declared: float, cores: list[CoreReport]) -> float:
     return able
 
 
-def _shed(found: Assignment) -> dict[str, dict[str, float]]:
-    rounded = {
-        edge: {text: round(part, SERVED_DIGITS) for text, part in classes.items()}
-        for edge, classes in found.shed.items()
-    }
-    some = {e: {c: part for c, part in classes.items() if part} for e, classes in rounded.items()}
-    return {edge: classes for edge, classes in some.items() if classes}
+def _shed(found: Assignment, told: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """What was told stays where the new figure is near it."""
+    shed: dict[str, dict[str, float]] = {}
+    for edge, classes in found.shed.items():
+        held = told.get(edge, {})
+        for text, part in classes.items():
+            rounded, before = round(part, SERVED_DIGITS), held.get(text, 0.0)
+            if rounded > 0.0:
+                near = before > 0.0 and abs(rounded - before) <= SERVED_SLACK
+                shed.setdefault(edge, {})[text] = before if near else rounded
+    return shed
 
 
 def _notes(found: Assignment, demand: Flows) -> tuple[str, ...]:
