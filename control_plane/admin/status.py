@@ -74,6 +74,11 @@ def _node(session: Session, view: View, now_s: float) -> pb.NodeStatus:
         node.nack_revision = session.nack.revision
         node.nack_reason = session.nack.reason
         node.nack_s = session.nack.at_s
+    refused = session.directive_nack
+    if refused is not None:
+        node.directive_nack = refused.version.number
+        node.directive_nack_reason = refused.reason
+        node.directive_nack_s = refused.at_s
     return node
 
 

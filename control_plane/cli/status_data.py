@@ -156,6 +156,13 @@ def _node(node: pb.NodeStatus, replica: str, newest: int) -> dict[str, Any]:
     nack = None
     if node.nack_revision:
         nack = {"revision": node.nack_revision, "reason": node.nack_reason, "at_s": node.nack_s}
+    refused = None
+    if node.directive_nack_s:
+        refused = {
+            "number": node.directive_nack,
+            "reason": node.directive_nack_reason,
+            "at_s": node.directive_nack_s,
+        }
     return {
         "id": node.id,
         "role": node.role,
@@ -167,6 +174,7 @@ def _node(node: pb.NodeStatus, replica: str, newest: int) -> dict[str, Any]:
         "newest": node.acked_revision >= newest,
         "lag_s": node.lag_s,
         "acked_directive": node.acked_directive,
+        "directive_nack": refused,
         "staged": node.staged,
         "nack": nack,
         "unsupported": list(node.unsupported),

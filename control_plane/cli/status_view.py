@@ -130,6 +130,9 @@ def _print_nodes(found: Found) -> None:
 def _applied(node: pb.NodeStatus, newest: int) -> str:
     if node.nack_revision:
         return f"REFUSED {node.nack_revision}: {' '.join(node.nack_reason.split())}"
+    if node.directive_nack_s:
+        reason = " ".join(node.directive_nack_reason.split())
+        return f"REFUSED directive {node.directive_nack}: {reason}"
     if node.unsupported:
         return f"asked for {', '.join(node.unsupported)}: not served here"
     if node.staged:

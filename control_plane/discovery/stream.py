@@ -16,7 +16,7 @@ import grpc.aio
 
 from control_plane.discovery.admission import Admission
 from control_plane.discovery.errors import StreamRefused, TooMany
-from control_plane.discovery.session import CATCH_UP_S, Nack, Session
+from control_plane.discovery.session import CATCH_UP_S, Session
 from runtime import logs
 from runtime.clock import Clock
 from topology.wire.subscription import Origin
@@ -140,16 +140,18 @@ class NodeStream:
         session = self.session
         if self._allowance.reserve(self._clock.now()) is None:
             raise TooMany("too many requests on one stream", hint="answer each response once")
-        earlier = session.nack
+        earlier, earlier_directive = session.nack, session.directive_nack
         session.receive(request, self._clock.wall())
-        if session.nack is not None and session.nack is not earlier:
-            self._note_nack(session.nack)
-
-    def _note_nack(self, nack: Nack) -> None:
-        self.nacks += 1
-        log.error(
-            "a node refused a revision",
-            node=self.session.node_id,
-            revision=nack.revision,
-            reason=nack.reason,
-        )
+        nack, refused = session.nack, session.directive_nack
+        node = session.node_id
+        if nack is not None and nack is not earlier:
+            self.nacks += 1
+            log.error("a node refused a revision", node=node, number=nack.revision, why=nack.reason)
+        if refused is not None and refused is not earlier_directive:
+            self.nacks += 1
+            # There is another one each second, and what is wrong with it is mostly the same.
+            if earlier_directive is None or earlier_directive.reason != refused.reason:
+                number = refused.version.number
+                log.error(
+                    "a node refused a directive", node=node, number=number, why=refused.reason
+                )

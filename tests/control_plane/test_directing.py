@@ -11,6 +11,8 @@ from typing import Any
 import grpc.aio
 
 from control_plane import keys
+from control_plane.admin.status import Now, status
+from control_plane.admin.status_sources import NO_SOURCES
 from control_plane.catalog import Catalog
 from control_plane.director import state as states
 from control_plane.director.directives import Directives
@@ -156,6 +158,14 @@ async def test_a_refused_directive_leaves_the_old_one(mesh: Mesh) -> None:
         await say(store, 2, verdicts={"dubai": states.Verdict(False, 0.0)})
         await until(lambda: replica.session("edge/tokyo").directive_nack is not None)
         assert replica.session("edge/tokyo").directive_nack.reason == "dubai is never down"
+        now = Now(monotonic_s=0.0, wall_s=0.0, started_s=0.0)
+        view, sessions = replica.catalog.view, replica.discovery.sessions
+        [node] = status("cp-1", store.status, view, sessions, NO_SOURCES, now).nodes
+        assert node.directive_nack == replica.session("edge/tokyo").directive_nack.version.number
+        assert (node.directive_nack_reason, node.nack_s) == ("dubai is never down", 0.0)
+        assert node.directive_nack_s > 0
+        [nacks] = [s for s in replica.discovery.samples() if s.name.endswith("nacks_total")]
+        assert nacks.value == 1
         assert edge.directive.number == 1
         assert edge.status.connected
         await say(store, 3)

@@ -16,6 +16,7 @@ from typing import Any
 
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
+from control_plane.discovery.directing import DirectiveNack
 from control_plane.discovery.errors import InvalidSubscription
 from control_plane.discovery.proxies.node import Profile
 from control_plane.discovery.proxies.subscription import (
@@ -68,6 +69,7 @@ class ProxySession:
         self.nack: Nack | None = None
         self.unsupported: dict[str, None] = {}
         self.acked_directive = 0  # proxies are told none
+        self.directive_nack: DirectiveNack | None = None
         self.staged = False  # what it has is of before the rollout that is under way
         self.waits = False  # for the proxy or for this replica: ask again within `WARM_S`
         self._delta = delta

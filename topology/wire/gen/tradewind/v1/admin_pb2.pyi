@@ -243,7 +243,7 @@ class StoreStatus(_message.Message):
     def __init__(self, available: _Optional[bool] = ..., since_s: _Optional[float] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("id", "role", "connected", "since_s", "acked_revision", "sent_revision", "lag_s", "nack_revision", "nack_reason", "nack_s", "unsupported", "acked_directive", "staged")
+    __slots__ = ("id", "role", "connected", "since_s", "acked_revision", "sent_revision", "lag_s", "nack_revision", "nack_reason", "nack_s", "unsupported", "acked_directive", "staged", "directive_nack", "directive_nack_reason", "directive_nack_s")
     ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
@@ -257,6 +257,9 @@ class NodeStatus(_message.Message):
     UNSUPPORTED_FIELD_NUMBER: _ClassVar[int]
     ACKED_DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
+    DIRECTIVE_NACK_FIELD_NUMBER: _ClassVar[int]
+    DIRECTIVE_NACK_REASON_FIELD_NUMBER: _ClassVar[int]
+    DIRECTIVE_NACK_S_FIELD_NUMBER: _ClassVar[int]
     id: str
     role: str
     connected: bool
@@ -270,7 +273,10 @@ class NodeStatus(_message.Message):
     unsupported: _containers.RepeatedScalarFieldContainer[str]
     acked_directive: int
     staged: bool
-    def __init__(self, id: _Optional[str] = ..., role: _Optional[str] = ..., connected: _Optional[bool] = ..., since_s: _Optional[float] = ..., acked_revision: _Optional[int] = ..., sent_revision: _Optional[int] = ..., lag_s: _Optional[float] = ..., nack_revision: _Optional[int] = ..., nack_reason: _Optional[str] = ..., nack_s: _Optional[float] = ..., unsupported: _Optional[_Iterable[str]] = ..., acked_directive: _Optional[int] = ..., staged: _Optional[bool] = ...) -> None: ...
+    directive_nack: int
+    directive_nack_reason: str
+    directive_nack_s: float
+    def __init__(self, id: _Optional[str] = ..., role: _Optional[str] = ..., connected: _Optional[bool] = ..., since_s: _Optional[float] = ..., acked_revision: _Optional[int] = ..., sent_revision: _Optional[int] = ..., lag_s: _Optional[float] = ..., nack_revision: _Optional[int] = ..., nack_reason: _Optional[str] = ..., nack_s: _Optional[float] = ..., unsupported: _Optional[_Iterable[str]] = ..., acked_directive: _Optional[int] = ..., staged: _Optional[bool] = ..., directive_nack: _Optional[int] = ..., directive_nack_reason: _Optional[str] = ..., directive_nack_s: _Optional[float] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("client", "tenant", "model", "name", "edge")
@@ -287,7 +293,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, client: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., name: _Optional[str] = ..., edge: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("revision", "stale_since_s", "place", "name", "edges", "edge", "regions", "region", "path", "refusal", "notes", "demand_class")
+    __slots__ = ("revision", "stale_since_s", "place", "name", "edges", "edge", "regions", "region", "path", "refusal", "notes", "demand_class", "heard")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     STALE_SINCE_S_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
@@ -300,6 +306,7 @@ class ExplainResponse(_message.Message):
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
     DEMAND_CLASS_FIELD_NUMBER: _ClassVar[int]
+    HEARD_FIELD_NUMBER: _ClassVar[int]
     revision: int
     stale_since_s: float
     place: str
@@ -312,7 +319,8 @@ class ExplainResponse(_message.Message):
     refusal: str
     notes: _containers.RepeatedScalarFieldContainer[str]
     demand_class: str
-    def __init__(self, revision: _Optional[int] = ..., stale_since_s: _Optional[float] = ..., place: _Optional[str] = ..., name: _Optional[str] = ..., edges: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., edge: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., region: _Optional[str] = ..., path: _Optional[str] = ..., refusal: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ..., demand_class: _Optional[str] = ...) -> None: ...
+    heard: bool
+    def __init__(self, revision: _Optional[int] = ..., stale_since_s: _Optional[float] = ..., place: _Optional[str] = ..., name: _Optional[str] = ..., edges: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., edge: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., region: _Optional[str] = ..., path: _Optional[str] = ..., refusal: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ..., demand_class: _Optional[str] = ..., heard: _Optional[bool] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("name", "chosen", "excluded", "why", "distance_km", "rtt_ms", "share")
