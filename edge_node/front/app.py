@@ -67,7 +67,7 @@ class EdgeApp:
         self._access_log = access_log
         self.metrics.watch(self.figures.samples)
         self.metrics.watch(self._samples)
-        self.metrics.watch(self.quotas.samples)
+        self.metrics.watch(lambda: self.quotas.samples(now()))
         self.metrics.watch(self.serving.staleness.samples)
         self.metrics.registry.register(FirstToken(lambda: self.figures.first_token))
 

@@ -165,11 +165,18 @@ def test_figures() -> None:
     made.admit("t", 0.0)
     with pytest.raises(OverLimit):
         made.admit("t", 0.0)
-    found = {(s.name, *s.labels.values()): s.value for s in made.samples()}
+    found = {(s.name, *s.labels.values()): s.value for s in made.samples(0.0)}
     assert found["tradewind_edge_quota_rate", "t"] == 40.0
     assert found["tradewind_edge_quota_asked_total", "t"] == 2
     assert found["tradewind_edge_quota_refused_total", "t"] == 1
     assert found["tradewind_edge_quota_standing", "confirmed"] == 1
+
+
+def test_figures_say_what_holds_now_although_nobody_asks() -> None:
+    made = quotas()
+    found = {(s.name, *s.labels.values()): s.value for s in made.samples(HOLD_S + 1.0)}
+    assert found["tradewind_edge_quota_rate", "t"] == 10.0
+    assert found["tradewind_edge_quota_standing", "floor"] == 1
 
 
 async def test_an_edge_answers_429_in_openai_form() -> None:
