@@ -44,8 +44,8 @@ class Registry(Protocol):
 
     @property
     def members(self) -> Mapping[str, Member]:
-        """Node id -> member: all of them, whichever replica keeps them. Another object after
-        each change."""
+        """Node id -> member: all of them, whichever replica keeps them. Read it without an await
+        in between: it may change in place."""
         ...
 
     @property
