@@ -72,6 +72,7 @@ class Explanation(Struct, frozen=True):
     demand_class: str
     refusal: str  # for people; empty: served
     notes: tuple[str, ...]
+    heard: bool  # what the edge sees of the regions is known here
 
     @property
     def chosen(self) -> Outcome | None:
@@ -108,6 +109,7 @@ def explain(
         demand_class=last.demand_class,
         refusal=_refusal(question, last.refusal),
         notes=_notes(snapshot, answer, found, known),
+        heard=bool(known.views),
     )
 
 

@@ -172,6 +172,7 @@ def explained(explanation: Explanation, view: View) -> pb.ExplainResponse:
         refusal=explanation.refusal,
         notes=list(explanation.notes),
         demand_class=explanation.demand_class,
+        heard=explanation.heard,
     )
     _add_edges(response, explanation)
     for outcome in explanation.outcomes:

@@ -83,7 +83,9 @@ class StatusSources(Struct, frozen=True, kw_only=True):
         views: dict[str, RegionView] = {}
         reports = self.observe().edges.values() if self.observe is not None else ()
         for report in reports:
-            for region, seen in report.regions.items() if report.edge == edge else ():
+            # A load report alone says nothing of reachability: the heartbeats go elsewhere.
+            heard = report.edge == edge and report.seen_at_s > 0.0
+            for region, seen in report.regions.items() if heard else ():
                 held = views.get(region, RegionView(False))
                 both = [ms for ms in (held.rtt_ms, seen.rtt_ms) if ms is not None]
                 reachable = held.reachable or seen.reachable

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from control_plane import keys
+from control_plane.admin.client import AdminClient
 from control_plane.admin.service import AdminService
 from control_plane.admin.status_sources import StatusSources
 from control_plane.catalog import Catalog
@@ -34,12 +35,15 @@ from control_plane.store.memory import MemoryStore
 from edge_node.server import EdgeWorker
 from edge_node.settings import EdgeSettings
 from runtime.clock import SystemClock
-from tests.control_plane.mesh import Mesh, region, resource, until
+from tests.control_plane.mesh import Mesh, at, region, resource, serving, until
+from tests.control_plane.mesh import world as mesh_world
 from tests.edge_node.worlds import free_port, key_hash
 from topology.resources import Resource
+from topology.routing import RegionView
 from topology.wire.channel import open_channel, server_credentials, server_options
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 from topology.wire.gen.tradewind.v1 import admin_pb2_grpc
+from topology.wire.membership_client import MembershipClient, Report
 
 NAMES = {"singapore": "SG", "frankfurt": "EU", "dubai": "AE"}
 KEYS = {"acme": "sk-acme-0123456789", "eurobank": "sk-eurobank-0123456789"}
@@ -146,7 +150,8 @@ class World:
         """As heartbeats tell it."""
         views = self.edge.tunnels.views() if hasattr(self, "edge") else {}
         seen = {name: RegionSeen(view.reachable, view.rtt_ms) for name, view in views.items()}
-        return Observed(0.0, {"edge/london": EdgeReport("edge/london", "london", 0.0, {}, seen)})
+        report = EdgeReport("edge/london", "london", 0.0, {}, seen, seen_at_s=1.0)
+        return Observed(0.0, {report.node: report})
 
     async def apply(self, *puts: Resource) -> None:
         wanted = Wanted(puts=puts, force=("residency", "last-region", "many", "capacity"))
@@ -250,3 +255,45 @@ async def test_explain_agrees_with_what_requests_then_do(world: World) -> None:
     whys = {r.name: r.why for r in (await world.explained("eurobank")).regions}
     assert "drained by 40% on its way to 100%: test" in whys["frankfurt"]
     assert "residency" in whys["singapore"]
+
+
+class Shared(MemoryStore):
+    """One store under two replicas."""
+
+    async def close(self) -> None:
+        return
+
+
+async def test_the_replica_that_hears_the_edge_is_asked(tmp_path: Path) -> None:
+    """An edge's load reports may go to one replica and its heartbeats to another: the first knows
+    that there is such an edge, and not what it reaches."""
+    mesh, store = Mesh(tmp_path / "mesh"), Shared()
+    views = {"singapore": RegionView(False), "frankfurt": RegionView(True, 20.0)}
+    async with serving(mesh, store, "cp-1") as one, serving(mesh, store, "cp-2") as other:
+        await one.changes.apply(Wanted(puts=tuple(mesh_world())), "admin/test")
+        heartbeats = MembershipClient(
+            "edge/tokyo",
+            [at(other)],
+            lambda: mesh.identity("edge/tokyo"),
+            lambda: Report(healthy=True, regions=views),
+            SystemClock(),
+            Random(3),
+        )
+        counted = EdgeReport("edge/tokyo", "tokyo", 1.0, {}, {"singapore": RegionSeen(True)})
+        one.direction.loads.edges = lambda: {"edge/tokyo": counted}  # type: ignore[method-assign]
+        heartbeats.start()
+        try:
+            await until(lambda: other.direction.observe().edges)
+            await until(lambda: other.catalog.view.snapshot.regions)
+            request = pb.ExplainRequest(edge="tokyo", tenant="acme", model="smol")
+            identity = mesh.identity("viewer/ada")
+            with AdminClient((at(one), at(other)), identity) as client:
+                answer = await asyncio.to_thread(client.explain, request)
+            assert answer.heard
+            assert answer.region == "frankfurt"
+            with AdminClient((at(one),), identity) as client:
+                answer = await asyncio.to_thread(client.explain, request)
+            assert not answer.heard
+            assert any("distances are published ones" in note for note in answer.notes)
+        finally:
+            await heartbeats.close()
