@@ -33,6 +33,7 @@ ACTIONS = ("pause", "resume", "promote", "abort")
 _ATTEMPTS = 5
 _FRESH_S = 5.0  # for how long what all replicas see is believed
 _READ_OWN_WRITE_S = 1.0
+_WIPED = "STANDS STILL: the store was wiped; applying everything again gives all nodes the newest"
 
 
 class Rollouts:
@@ -61,7 +62,12 @@ class Rollouts:
         Nodes are those that this replica knows; the director knows all.
         """
         view = self._catalog.view
-        return pb.Rollout() if view.rollout is None else self._told(view.rollout)
+        if view.rollout is None:
+            return pb.Rollout()
+        message = self._told(view.rollout)
+        if view.withheld and view.rollout.under_way:
+            message.why, message.next_step_s = _WIPED, 0.0
+        return message
 
     async def control(self, action: str, reason: str, author: str) -> pb.Rollout:
         """Pause, resume, promote (all nodes now) or abort (take the change back).
@@ -77,7 +83,7 @@ class Rollouts:
             if wanted == record:
                 return self._told(record)
             try:
-                written = await self._write(wanted, revision, author, ())
+                written = await self._write(wanted, revision, author, (), told=True)
             except Conflict:
                 continue  # the director moved it on, or another operator did: look again
             log.info("rollout", number=record.number, action=action, author=author, reason=reason)
@@ -156,11 +162,19 @@ class Rollouts:
         return record
 
     async def _write(
-        self, record: RolloutRecord, revision: int, author: str, guards: Sequence[Guard]
+        self,
+        record: RolloutRecord,
+        revision: int,
+        author: str,
+        guards: Sequence[Guard],
+        *,
+        told: bool = False,
     ) -> int:
-        """Write the record, and where it takes its change back, that in the same transaction."""
+        """Write the record, and where it takes its change back, that in the same transaction.
+        `told`: history and audit tell of it in any case."""
         held = (Guard(keys.ROLLOUT, revision), *guards)
         put = Put(keys.ROLLOUT, rollout_record.encode(record))
+        reason = f"rollout of change {record.number}: {record.why or 'resumed'}"
         if record.status in ("aborted", "rolled-back"):
             puts, removes = staging.taken_back(record, await self._changes.resources())
             if puts or removes:
@@ -168,10 +182,12 @@ class Rollouts:
                     puts=puts,
                     removes=removes,
                     force=RULES,  # it was so before, and nodes run on it
-                    reason=f"rollout of change {record.number}: {record.why}",
+                    reason=reason,
                 )
                 done = await self._changes.apply(wanted, author, guards=held, also=(put,))
                 return done.revision
+        if told:
+            return (await self._changes.note(reason, author, held, (put,))).revision
         return await self._store.transact(held, (put,))
 
     def _told(self, record: RolloutRecord) -> pb.Rollout:

@@ -20,7 +20,7 @@ from control_plane.changes.plan import Wanted
 from control_plane.changes.rollout_record import RolloutRecord, snapshot_before
 from control_plane.changes.rollouts import Rollouts
 from control_plane.director.observed import NodeState, Observed
-from control_plane.store.base import Guard, Operation, Put
+from control_plane.store.base import Delete, Guard, Operation, Put
 from control_plane.store.errors import Conflict
 from control_plane.store.memory import MemoryStore
 from runtime.clock import ManualClock
@@ -161,6 +161,23 @@ async def test_another_change_meanwhile_is_refused_by_name(bench: Bench) -> None
         await bench.apply(resource("Tenant", "acme"), immediate=True)
     [refusal] = (await bench.changes.plan(Wanted(puts=(resource("Tenant", "acme"),)))).refusals
     assert refusal.rule == "rollout"
+
+
+async def test_the_audit_tells_who_paused_resumed_and_promoted_and_why(bench: Bench) -> None:
+    await bench.apply(smaller())
+    for action, reason in (("pause", "looking"), ("resume", ""), ("promote", "it mends")):
+        await bench.rollouts.control(action, reason, f"operator/{action}")
+    found, _ = await bench.changes.archive.page(3)
+    assert [(kept.audit.author, kept.audit.reason) for kept in found if kept.audit] == [
+        ("operator/promote", "rollout of change 2: promoted by operator/promote: it mends"),
+        ("operator/resume", "rollout of change 2: resumed"),
+        ("operator/pause", "rollout of change 2: paused by operator/pause: looking"),
+    ]
+    assert all(kept.history is not None and not kept.history.changes for kept in found)
+    assert (await bench.changes.archive.verify()).intact
+    record = await bench.record()
+    assert (record.status, record.number) == ("done", 2)
+    assert await bench.changes.plan_rollback(found[0].revision, Wanted()) is not None
 
 
 async def test_no_more_joins_than_can_be_taken_back_at_once(bench: Bench) -> None:
@@ -328,6 +345,17 @@ async def test_status_counts_nodes(bench: Bench) -> None:
     assert (told.nodes, told.nodes_due, told.nodes_with) == (2, 1, 1)
     assert [(key.kind, key.name) for key in told.keys] == [("Region", "frankfurt")]
     assert told.next_step_s == NOW_S + 10.0
+
+
+async def test_after_the_store_was_wiped_it_says_that_it_stands_still(bench: Bench) -> None:
+    await bench.apply(smaller())
+    await bench.record()
+    listing = await bench.store.list("/tradewind/")
+    wiped = await bench.store.transact([], [Delete(entry.key) for entry in listing.entries])
+    await bench.catalog.reached(wiped, 1.0)
+    told = bench.rollouts.status()
+    assert (told.status, told.next_step_s) == ("canary", 0.0)
+    assert "the store was wiped" in told.why
 
 
 async def test_bad_controls(bench: Bench) -> None:
