@@ -19,7 +19,16 @@ from control_plane import keys
 from control_plane.director.observed import Member
 from control_plane.membership.base import Listener
 from control_plane.membership.errors import MemberLost, RegistryUnavailable
-from control_plane.store.base import Delete, Entry, Guard, Put, Store, StoreStatus
+from control_plane.store.base import (
+    Change,
+    Delete,
+    Entry,
+    Guard,
+    Listing,
+    Put,
+    Store,
+    StoreStatus,
+)
 from control_plane.store.errors import Conflict, LeaseLost, StoreUnavailable
 from control_plane.store.following import follow
 from runtime import logs
@@ -41,6 +50,7 @@ class LeaseRegistry:
         self._members: dict[str, Member] = {}
         self._members_view = MappingProxyType(self._members)
         self._listed = False
+        self._followed = 0  # the revision up to which the watch has told everything
         self._unlisted = StoreStatus(False, clock.wall(), "the members have not been read yet")
         self._listeners: list[Listener] = []
         self._task: asyncio.Task[None] | None = None
@@ -112,22 +122,28 @@ class LeaseRegistry:
 
     async def _put(self, key: str, value: bytes, lease: int) -> None:
         revision = await self._store.transact([], [Put(key, value, lease)])
-        self._take([Entry(key, value, revision, lease)], ())
+        if revision > self._followed:  # else the watch was quicker, and may know of its end
+            self._take([Entry(key, value, revision, lease)], ())
 
     async def _follow(self) -> None:
         await follow(
             self._store,
             keys.MEMBERS,
-            lambda listing: self._relist(listing.entries),
-            lambda change: self._take(change.puts, change.deletes, change.revision),
+            self._relist,
+            self._apply,
             self._rng,
         )
 
-    def _relist(self, entries: Iterable[Entry]) -> None:
+    def _relist(self, listing: Listing) -> None:
         self._entries.clear()
         self._members.clear()
         self._listed = True
-        self._take(entries, ())
+        self._followed = listing.revision
+        self._take(listing.entries, ())
+
+    def _apply(self, change: Change) -> None:
+        self._followed = change.revision
+        self._take(change.puts, change.deletes, change.revision)
 
     def _take(self, puts: Iterable[Entry], deletes: Iterable[str], revision: int = 0) -> None:
         """Entries come from the watch, and from this replica's own writes before it."""

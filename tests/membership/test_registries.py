@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from random import Random
 
 import msgspec
 import pytest
 
+from control_plane.director.observed import Member
 from control_plane.membership.base import Registry, registered
 from control_plane.membership.errors import MemberLost, RegistryUnavailable
+from control_plane.membership.leases import LeaseRegistry
+from control_plane.store.base import Delete, Guard, Operation, Put
+from control_plane.store.memory import MemoryStore
+from runtime.clock import SystemClock
 from tests.control_plane.mesh import until
 from tests.membership.worlds import World, core, edge
 
@@ -128,3 +135,23 @@ async def test_many_members_at_once(world: World) -> None:
     await known(world.second, *(m.node for m in members))
     await asyncio.gather(*(world.first.renew(m, n) for m, n in zip(members, leases, strict=True)))
     assert msgspec.json.encode(dict(world.second.members))
+
+
+class Late(MemoryStore):
+    """Its answers come when everybody else has acted on them."""
+
+    async def transact(self, guards: Sequence[Guard], operations: Sequence[Operation]) -> int:
+        revision = await super().transact(guards, operations)
+        if isinstance(operations[0], Put):
+            await super().transact([], [Delete(operations[0].key)])
+            await asyncio.sleep(0.05)
+        return revision
+
+
+async def test_a_member_that_went_before_its_writer_heard_of_it_stays_gone() -> None:
+    registry = LeaseRegistry(Late(), SystemClock(), Random(1))
+    registry.start()
+    await until(lambda: registry.status.available)
+    await registry.register(Member("core/dubai", "core", "dubai", "i-1"))
+    assert not registry.members
+    await registry.close()
