@@ -112,6 +112,21 @@ class Changes:
         async with self._turn:
             return await self._apply(make, author, allow, _ATTEMPTS, guards, also)
 
+    async def note(
+        self, reason: str, author: str, guards: Sequence[Guard], also: Sequence[Operation]
+    ) -> Applied:
+        """Do `also`, which changes no resource, and keep who did it and why: a change of nothing.
+
+        Raises `Conflict` where one of `guards` does not hold, `ChangeConflict` and
+        `StoreUnavailable`.
+        """
+
+        async def make(base: Base) -> Plan:
+            return nothing(base, Wanted(reason=reason))
+
+        async with self._turn:
+            return await self._apply(make, author, lambda _: None, _ATTEMPTS, guards, also)
+
     async def plan_rollback(self, revision: int, wanted: Wanted) -> Plan:
         """What would make everything as it was after the change at `revision`, Overrides excepted.
 
