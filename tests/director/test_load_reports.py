@@ -20,6 +20,7 @@ from control_plane.director.observed import EdgeReport
 from control_plane.director.reported import BadReport
 from control_plane.discovery.admission import Shares
 from runtime.clock import ManualClock, SystemClock
+from runtime.identity import Identity
 from tests.control_plane.mesh import Mesh, until
 from topology.load import LoadCounts, encode
 from topology.wire.channel import open_channel, server_credentials, server_options
@@ -174,6 +175,24 @@ async def test_a_replica_that_comes_back_is_told_of_the_present(taker: Taker) ->
         served(counts, "dubai", 3)
         await until(lambda: ALL in taker.reports.edges().get("edge/tokyo", _NOBODY).demand)
         assert taker.reports.edges()["edge/tokyo"].demand[ALL].requests_per_s < 100
+
+
+async def test_reporting_goes_on_whatever_went_wrong(taker: Taker) -> None:
+    attempts = iter([RuntimeError("a mistake of ours"), taker.mesh.identity("edge/tokyo")])
+
+    def next_identity() -> Identity:
+        found = next(attempts)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    client = LoadReporter(
+        "edge/tokyo", [taker.endpoint], next_identity, LoadCounts(), dict,
+        SystemClock(), Random(1), QUICK,
+    )  # fmt: skip
+    client.start()
+    await until(lambda: client.connected)
+    await client.close()
 
 
 async def test_a_proxy_counts_under_its_own_name_and_for_no_edge(taker: Taker) -> None:

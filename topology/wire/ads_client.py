@@ -192,7 +192,11 @@ class AdsClient:
         while self._endpoints:
             endpoint = self._endpoints[attempt % len(self._endpoints)]
             attempt += 1
-            reason = await self._follow(endpoint)
+            try:
+                reason = await self._follow(endpoint)
+            except Exception as error:  # whatever a callback or a channel does, go on following
+                log.exception("following failed", endpoint=endpoint)
+                reason = repr(error)
             was_connected = self._status.connected
             self._update(connected=False, endpoint=endpoint, stale=True, detail=reason)
             delay_s = self._backoff.next_s()
@@ -222,9 +226,6 @@ class AdsClient:
                 reason = "no answer in time"
             except _Lost as lost:
                 reason = str(lost)
-            except Exception as error:  # whatever a callback does, go on following
-                log.exception("following failed", endpoint=endpoint)
-                reason = repr(error)
             finally:
                 call.cancel()
             return reason

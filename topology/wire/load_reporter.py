@@ -96,7 +96,11 @@ class LoadReporter:
         while self._endpoints:
             endpoint = self._endpoints[attempt % len(self._endpoints)]
             attempt += 1
-            self.detail = await self._report_to(endpoint)
+            try:
+                self.detail = await self._report_to(endpoint)
+            except Exception as error:  # whatever comes, go on reporting
+                log.exception("reporting failed", endpoint=endpoint)
+                self.detail = repr(error)
             was_connected, self.connected = self.connected, False
             delay_s = self._backoff.next_s()
             level = log.warning if was_connected else log.info
@@ -139,9 +143,6 @@ class LoadReporter:
                 return "no answer in time"
             except _Lost as lost:
                 return str(lost)
-            except Exception as error:  # whatever comes, go on reporting
-                log.exception("reporting failed", endpoint=endpoint)
-                return repr(error)
             finally:
                 if reading is not None:
                     reading.cancel()
