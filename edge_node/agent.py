@@ -11,6 +11,7 @@ from random import Random
 from msgspec import Struct
 
 from edge_node.settings import EdgeSettings
+from runtime import logs
 from runtime.clock import Clock
 from runtime.identity import Identity
 from runtime.metrics import Sample
@@ -18,6 +19,8 @@ from topology.directive import Directive
 from topology.quota import SETTLE_S
 from topology.snapshot import Snapshot
 from topology.wire.ads_client import AdsClient
+
+log = logs.get("agent")
 
 WATCH_EVERY_S = 1.0
 
@@ -106,7 +109,10 @@ class Agent:
 
     async def _watch_forever(self) -> None:
         while True:
-            self._on_standing(self.standing())
+            try:
+                self._on_standing(self.standing())
+            except Exception:  # the task's outermost edge: quotas and staleness hang on the next
+                log.exception("looking at the control plane's standing failed")
             await asyncio.sleep(WATCH_EVERY_S)
 
     def _inherit(self) -> None:

@@ -11,13 +11,15 @@ from random import Random
 from typing import Any
 
 import httpx
+import pytest
 
 from control_plane.changes.plan import Wanted
 from control_plane.store.memory import MemoryStore
+from edge_node import agent
 from edge_node.server import EdgeWorker
 from edge_node.settings import EdgeSettings
 from runtime.clock import SystemClock
-from tests.control_plane.mesh import Mesh, at, serving
+from tests.control_plane.mesh import Mesh, at, serving, until
 from tests.edge_node.worlds import ACME, ask, free_port, tenant
 from topology.resources import parse
 from topology.wire.ads_client import AdsSettings
@@ -144,3 +146,26 @@ async def test_a_start_from_disk_counts_the_time_it_was_not_there(tmp_path: Path
     async with edge(mesh, tmp_path, "127.0.0.1:1", late) as url:
         await becomes(url, stale=True, within_s=3)
         assert await code(url) == "no_region_available"  # `leave`: whoever comes is served
+
+
+async def test_a_mistake_does_not_end_the_look_at_the_control_plane(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "WATCH_EVERY_S", 0.01)
+    mesh, looks = Mesh(tmp_path / "mesh"), 0
+
+    def look(_: agent.Standing) -> None:
+        nonlocal looks
+        looks += 1
+        raise RuntimeError("a mistake of ours")
+
+    settings = EdgeSettings(
+        name="london", identity=mesh.files("edge/london"), state_dir=tmp_path, port=free_port()
+    )
+    watching = agent.Agent(
+        settings, 0, mesh.identity("edge/london"), lambda _: None, SystemClock(), Random(1),
+        lambda _: None, look,
+    )  # fmt: skip
+    watching.start()
+    await until(lambda: looks > 2)
+    await watching.close()
