@@ -117,7 +117,10 @@ class Decoded:
         """The snapshot to serve, what is wrong, and whether an empty store was disbelieved."""
         if self.empty and len(last_good):
             found = f"nothing, where revision {last_good.revision} had {len(last_good)} resources"
-            allowed = "a store that was not wiped; apply everything again to accept this one"
+            allowed = (
+                "a store that was not wiped; to accept this one, apply everything again, "
+                "as `tradewind get -o yaml` shows it"
+            )
             return last_good, (Problem(keys.RESOURCES, "", found, allowed),), True
         problems = self._rollout_problems
         problems += tuple(p for error in self._bad.values() for p in error.problems)

@@ -173,7 +173,7 @@ def make_plan(base: Base, wanted: Wanted, knowledge: Knowledge, now_s: float) ->
     _check(wanted)
     if not wanted.puts and not wanted.removes:
         return _of_nothing(base, wanted)
-    _check_revisions(base, wanted)
+    _check_revisions(base, wanted, knowledge.serving)
     changes = [_put(base, resource) for resource in wanted.puts]
     changes += [_remove(base, key) for key in _removes(base, wanted)]
     before = Snapshot(base.revision, _by_kind(base.resources))
@@ -248,13 +248,14 @@ def _check(wanted: Wanted) -> None:
         raise InvalidDocument(problems)
 
 
-def _check_revisions(base: Base, wanted: Wanted) -> None:
+def _check_revisions(base: Base, wanted: Wanted, serving: Snapshot | None) -> None:
     wrong = [
         resource.key
         for resource in wanted.puts
         if (
             resource.revision not in (0, NEW)
             and resource.revision != base.revision_of(resource.key)
+            and not _is_brought_back(base, resource, serving)
         )
         or (resource.revision == NEW and resource.key in base.resources)
     ]
@@ -265,6 +266,13 @@ def _check_revisions(base: Base, wanted: Wanted) -> None:
             for key in wrong
         )
         raise ChangeConflict(tuple(wrong), lines)
+
+
+def _is_brought_back(base: Base, resource: Resource, serving: Snapshot | None) -> bool:
+    """Whether, into a store that was wiped, it comes as `tradewind get` shows it."""
+    held = serving.get(resource.key) if serving is not None else None
+    gone = not base.revision_of(resource.key)
+    return gone and held is not None and held.revision == resource.revision
 
 
 def told(base: Base, key: Key) -> str:

@@ -209,6 +209,22 @@ async def test_a_broken_value_can_be_put_over_and_removed(bench: Bench) -> None:
     assert list(await bench.held()) == [Key("Region", "a")]
 
 
+async def test_what_get_shows_is_taken_into_a_store_that_was_wiped(bench: Bench) -> None:
+    """Its revisions are of a store that is no more."""
+    await bench.apply(*world())
+    await bench.apply(region("dubai", "AE"))
+    shown = tuple(bench.catalog.view.snapshot)
+    listing = await bench.store.list("/tradewind/")
+    await bench.store.transact([], [Delete(entry.key) for entry in listing.entries])
+    await until(lambda: bench.catalog.view.withheld)
+    wrong = (msgspec.structs.replace(shown[0], revision=999), *shown[1:])
+    with pytest.raises(ChangeConflict, match="does not exist any more; yours is 999"):
+        await bench.apply(*wrong)
+    await bench.apply(*shown)
+    await until(lambda: not bench.catalog.view.withheld)
+    assert await bench.specs() == {resource.key: resource.spec for resource in shown}
+
+
 async def test_a_broken_value_stands_in_nobodys_way(bench: Bench) -> None:
     """Others refer to it, and nodes go on with what it was: so do changes to other things."""
     await bench.apply(*world())
