@@ -224,8 +224,9 @@ def _forecast_warnings(changes: list[Change], loads: Forecast) -> tuple[str, ...
 
 def _moves_load(change: Change) -> bool:
     """Whether it may take load away from where it is. What is new takes none."""
-    if change.action == "unchanged":
-        return False
+    before, after = change.before, change.after
+    if before is not None and after is not None and before.spec == after.spec:
+        return False  # unchanged, or what was damaged is mended
     return change.key.kind == "Override" or (
         change.key.kind in ("Region", "Model", "Route") and change.before is not None
     )
