@@ -75,7 +75,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 regions=tuple(request.regions),
                 action=request.action,
                 reason=request.reason,
-                percent=request.percent or 100.0,
+                percent=request.percent if request.HasField("percent") else 100.0,
                 expires_s=request.expires_s or None,
                 over_s=request.over_s,
                 force=tuple(request.force),

@@ -106,6 +106,17 @@ def desk(mesh: Mesh) -> Iterator[Desk]:
 WHY = ("--reason", "upgrade")
 
 
+def test_no_percent_is_all_and_zero_percent_is_none(desk: Desk) -> None:
+    """Of a client that is no command line: a 0 that it computed must not drain everything."""
+    with AdminClient([desk.background.endpoint], desk.mesh.identity("operator/alice")) as client:
+        asked = pb.SetOverrideRequest(regions=["dubai"], action="drain", reason="x", percent=0.0)
+        client.set_override(asked)
+        assert desk.overrides()["dubai"].percent == 0.0
+        asked.ClearField("percent")
+        client.set_override(asked)
+        assert desk.overrides()["dubai"].percent == 100.0
+
+
 def test_several_regions_are_drained_together_or_not_at_all(desk: Desk) -> None:
     told = desk.ok("region", "drain", "singapore", "dubai", "--to", "30", *WHY)
     assert "singapore, dubai drained (30%); revision" in told.stdout
