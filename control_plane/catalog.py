@@ -22,9 +22,8 @@ from random import Random
 
 import msgspec
 
-from control_plane import keys
-from control_plane.changes import rollout_record
-from control_plane.changes.rollout_record import RolloutRecord
+from control_plane import keys, rollout_record
+from control_plane.rollout_record import RolloutRecord
 from control_plane.store.base import Change, Entry, Listing, Store
 from control_plane.store.errors import StoreUnavailable
 from control_plane.store.following import follow

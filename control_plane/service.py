@@ -18,8 +18,8 @@ from control_plane.admin.status_sources import StatusSources
 from control_plane.catalog import Catalog
 from control_plane.changes.apply import Changes
 from control_plane.changes.rollouts import Rollouts
+from control_plane.directives.known import Directives
 from control_plane.director.assembly import Direction
-from control_plane.director.directives import Directives
 from control_plane.discovery.proxies.service import ProxyDiscovery
 from control_plane.discovery.server import DiscoveryServer
 from control_plane.geodns.exposition import Exposition, Page

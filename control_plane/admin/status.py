@@ -9,7 +9,7 @@ from msgspec import Struct
 from control_plane import keys
 from control_plane.admin.status_sources import StatusSources
 from control_plane.catalog import View
-from control_plane.director.state import State, directive_for
+from control_plane.directives.state import State, directive_for
 from control_plane.discovery.session import Session
 from control_plane.store.base import StoreStatus
 from runtime.validation import Problem

@@ -12,9 +12,9 @@ from typing import Protocol
 from msgspec import Struct
 
 from control_plane.admin.explain import Told
+from control_plane.directives.observed import Member, Observed
+from control_plane.directives.state import Outlook, State
 from control_plane.director.election import Leader, Term
-from control_plane.director.observed import Member, Observed
-from control_plane.director.state import Outlook, State
 from control_plane.store.base import StoreStatus
 from topology.directive import Directive
 from topology.routing import RegionView
@@ -32,7 +32,7 @@ class ElectionSource(Protocol):
 
 
 class DirectivesSource(Protocol):
-    """`control_plane.director.directives.Directives`."""
+    """`control_plane.directives.known.Directives`."""
 
     state: State
     outlook: Outlook

@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 from msgspec import Struct
 
-from control_plane import keys
+from control_plane import keys, rollout_record
 from control_plane.catalog import Catalog
-from control_plane.changes import history, rollout_record, staging
+from control_plane.changes import history, staging
 from control_plane.changes.archive import Archive
 from control_plane.changes.errors import ChangeConflict, ChangeRefused
 from control_plane.changes.plan import Base, Knowledge, Plan, Wanted, make_plan, nothing, told
-from control_plane.director.state import Outlook, State
+from control_plane.directives.state import Outlook, State
 from control_plane.store.base import MAX_OPERATIONS, Delete, Guard, Operation, Put, Store
 from control_plane.store.errors import Conflict, StoreUnavailable
 from runtime import logs

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
-from control_plane.director.state import Outlook, State, directive_for
+from control_plane.directives.state import Outlook, State, directive_for
 from topology.demand import DemandClass, demand_class
 from topology.routing import active_override, standing
 from topology.snapshot import Snapshot

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from control_plane import keys
+from control_plane import keys, rollout_record
 from control_plane.catalog import decode_entry
-from control_plane.changes import rollout_record, safety
+from control_plane.changes import safety
 from control_plane.changes.diff import FieldChange, field_changes
 from control_plane.changes.errors import (
     EMPTY_SELECTOR,
@@ -21,8 +21,8 @@ from control_plane.changes.errors import (
     UnknownResource,
 )
 from control_plane.changes.forecast import Forecast, forecast
-from control_plane.changes.rollout_record import RolloutRecord
-from control_plane.director.state import Outlook, State
+from control_plane.directives.state import Outlook, State
+from control_plane.rollout_record import RolloutRecord
 from control_plane.store.base import Entry, Listing
 from runtime.validation import InvalidDocument, Problem
 from topology.resources import ANY, KINDS, Key, Resource

@@ -11,15 +11,14 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from control_plane import keys
+from control_plane import keys, rollout_record
 from control_plane.catalog import Catalog
-from control_plane.changes import rollout_record, staging
+from control_plane.changes import rollout_steps, staging
 from control_plane.changes.apply import Changes
 from control_plane.changes.errors import RULES, ChangeConflict, UnknownResource
 from control_plane.changes.plan import Wanted
-from control_plane.changes.rollout_record import Counts, RolloutRecord, Status
-from control_plane.director import rollout
-from control_plane.director.observed import Observed
+from control_plane.directives.observed import Observed
+from control_plane.rollout_record import Counts, RolloutRecord, Status
 from control_plane.store.base import Guard, Put, Store
 from control_plane.store.errors import Conflict
 from runtime import logs
@@ -102,7 +101,11 @@ class Rollouts:
         if record is None or not record.under_way or not view.rollout_revision or view.withheld:
             return
         # With ten thousand edges it takes longer than the event loop should wait.
-        moved = await asyncio.to_thread(rollout.advance, record, view.snapshot, observed, now_s)
+        moved = await asyncio.to_thread(
+            rollout_steps.advance, record, view.snapshot, observed, now_s
+        )
+            rollout_steps.advance, record, view.snapshot, observed, now_s
+        )
         if moved is None:
             return
         try:
@@ -208,16 +211,16 @@ class Rollouts:
             error_rate_without=record.counts.rate_without(record.policy.requests_min),
         )
         if record.status in ("canary", "rolling"):
-            message.next_step_s = record.counted_s + rollout.hold_s(record) - record.held_s
+            message.next_step_s = record.counted_s + rollout_steps.hold_s(record) - record.held_s
         if record.why and record.under_way and record.status != "paused":
             message.next_step_s = 0.0  # it waits for something other than time
         for node in self._observed().nodes.values():
             if not node.connected:
                 continue
             message.nodes += 1
-            due = record.has(rollout.principal_of(node.node))
+            due = record.has(rollout_steps.principal_of(node.node))
             message.nodes_due += due
-            message.nodes_with += due and rollout.has_taken_up(node, record.revision)
+            message.nodes_with += due and rollout_steps.has_taken_up(node, record.revision)
         return message
 
     def _observed(self) -> Observed:

@@ -17,7 +17,7 @@ import msgspec
 from control_plane.changes.errors import ROLLOUT, Refusal
 from control_plane.changes.history import stored
 from control_plane.changes.plan import Change, Plan
-from control_plane.changes.rollout_record import Counts, RolloutRecord, snapshot_before
+from control_plane.rollout_record import Counts, RolloutRecord, snapshot_before
 from topology import resources as res
 from topology.policy import PolicySpec, RolloutPolicy
 from topology.resources import Key, Resource

@@ -13,13 +13,13 @@ from typing import Any
 from control_plane.catalog import Catalog
 from control_plane.changes.apply import Changes
 from control_plane.changes.rollouts import Rollouts
-from control_plane.director.directives import Directives
+from control_plane.directives.known import Directives
+from control_plane.directives.observed import Observed
 from control_plane.director.election import Election
 from control_plane.director.feed import Feeds, FeedService
 from control_plane.director.load_reports import LoadReports
 from control_plane.director.local import Local
 from control_plane.director.loop import Director
-from control_plane.director.observed import Observed
 from control_plane.discovery.server import DiscoveryServer
 from control_plane.membership.base import Registry
 from control_plane.membership.service import MembershipService

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
+from control_plane.directives.observed import Observed
+from control_plane.directives.state import Outlook, State, next_number
 from control_plane.director import pacing, quotas, shares
-from control_plane.director.observed import Observed
-from control_plane.director.state import Outlook, State, next_number
 from control_plane.membership import verdict
 from topology.snapshot import Snapshot
 

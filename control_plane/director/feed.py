@@ -16,7 +16,7 @@ import grpc.aio
 import msgspec
 from msgspec import Struct
 
-from control_plane.director.observed import Observed
+from control_plane.directives.observed import Observed
 from control_plane.peers import principal_of_call
 from runtime import logs
 from runtime.backoff import Backoff

@@ -17,7 +17,8 @@ import grpc.aio
 from envoy.service.load_stats.v3 import lrs_pb2
 from msgspec import Struct
 
-from control_plane.director.observed import ClassLoad, EdgeReport, RegionSeen
+from control_plane.admission import Shares
+from control_plane.directives.observed import ClassLoad, EdgeReport, RegionSeen
 from control_plane.director.reported import (
     CLUSTERS_MAX,
     INTERVAL_MIN_S,
@@ -26,7 +27,6 @@ from control_plane.director.reported import (
     Reported,
     read,
 )
-from control_plane.discovery.admission import Shares
 from control_plane.peers import principal_of_call, speaks_for
 from runtime import logs
 from runtime.clock import Clock

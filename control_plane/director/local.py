@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from control_plane.catalog import Catalog
-from control_plane.director.observed import (
+from control_plane.directives.observed import (
     CoreReport,
     EdgeReport,
     NodeState,

@@ -16,14 +16,14 @@ from control_plane.changes.apply import Changes
 from control_plane.changes.errors import RULES
 from control_plane.changes.plan import Wanted
 from control_plane.changes.rollouts import Rollouts
-from control_plane.director import state as states
+from control_plane.directives import state as states
+from control_plane.directives.known import Directives
+from control_plane.directives.observed import union
+from control_plane.directives.state import Outlook, State
 from control_plane.director.decide import Decided, decide
-from control_plane.director.directives import Directives
 from control_plane.director.election import Election, NotLeading, Term
 from control_plane.director.feed import Feeds
 from control_plane.director.local import Local
-from control_plane.director.observed import union
-from control_plane.director.state import Outlook, State
 from control_plane.membership.base import Registry, registered
 from control_plane.replicas import Replicas
 from control_plane.store.base import Guard, Put, Store

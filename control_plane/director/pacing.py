@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
-from control_plane.director.state import Drain, Outlook, State
+from control_plane.directives.state import Drain, Outlook, State
 from topology.demand import DemandClass
 from topology.policy import PacingPolicy
 from topology.resources import OverrideSpec

@@ -23,8 +23,8 @@ from zlib import crc32
 
 from msgspec import Struct
 
-from control_plane.director.observed import Observed
-from control_plane.director.state import Quota, State, Wait, next_number
+from control_plane.directives.observed import Observed
+from control_plane.directives.state import Quota, State, Wait, next_number
 from topology.policy import QuotaPolicy
 from topology.quota import forget_after_s, newcomer_rate, reclaim_after_s, targets
 from topology.snapshot import Snapshot

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from control_plane.director.observed import CoreReport, EdgeReport, Observed, RegionSeen
-from control_plane.director.state import Outlook, State
+from control_plane.directives.observed import CoreReport, EdgeReport, Observed, RegionSeen
+from control_plane.directives.state import Outlook, State
 from topology.assignment import Assignment, Shares, assign
 from topology.damping import SERVED_DIGITS, SERVED_SLACK, advance_shares
 from topology.demand import DemandClass

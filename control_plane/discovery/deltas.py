@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import msgspec
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
-from control_plane.changes.rollout_record import RolloutRecord, snapshot_before
+from control_plane.rollout_record import RolloutRecord, snapshot_before
 from runtime import logs
 from runtime.validation import InvalidDocument
 from topology.resources import Key, Resource

@@ -13,7 +13,7 @@ import msgspec
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 from msgspec import Struct
 
-from control_plane.director.state import State, directive_for
+from control_plane.directives.state import State, directive_for
 from topology import directive as directives
 from topology.directive import Directive
 from topology.wire import codec

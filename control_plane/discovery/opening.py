@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from control_plane.discovery.admission import Admission, Shares
+from control_plane.admission import Admission, Shares
 from control_plane.discovery.errors import NoAnswer, NotAllowed, StreamRefused, TooMany
 from control_plane.peers import principal_of_call
 from runtime.clock import Clock

@@ -19,10 +19,10 @@ import grpc
 import msgspec
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
+from control_plane.admission import Admission, Shares
 from control_plane.catalog import Catalog
-from control_plane.director.directives import Directives
+from control_plane.directives.known import Directives
 from control_plane.discovery import opening
-from control_plane.discovery.admission import Admission, Shares
 from control_plane.discovery.deltas import Deltas
 from control_plane.discovery.directed import Directed
 from control_plane.discovery.errors import (

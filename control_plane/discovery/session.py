@@ -12,11 +12,11 @@ from __future__ import annotations
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 from msgspec import Struct
 
-from control_plane.changes.rollout_record import RolloutRecord
 from control_plane.discovery.deltas import NOTHING, Deltas, Encoded, Held, notice, tail
 from control_plane.discovery.directed import Directed
 from control_plane.discovery.directing import DirectiveChannel, DirectiveNack
 from control_plane.discovery.errors import InvalidSubscription
+from control_plane.rollout_record import RolloutRecord
 from runtime.identity import Principal
 from topology.wire import codec
 from topology.wire.subscription import HELD_REVISION, Origin

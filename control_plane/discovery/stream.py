@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc.aio
 
-from control_plane.discovery.admission import Admission
+from control_plane.admission import Admission
 from control_plane.discovery.errors import StreamRefused, TooMany
 from control_plane.discovery.session import CATCH_UP_S, Session
 from runtime import logs

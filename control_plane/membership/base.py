@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from control_plane.director.observed import Member
+from control_plane.directives.observed import Member
 from control_plane.store.base import StoreStatus
 
 __all__ = ["Member", "Registry", "region_of_core", "registered"]

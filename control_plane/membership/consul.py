@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from control_plane.director.observed import Member
+from control_plane.directives.observed import Member
 from control_plane.membership import consul_catalog as catalog
 from control_plane.membership.base import Listener
 from control_plane.membership.consul_client import ConsulClient

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from control_plane.director.observed import Member
+from control_plane.directives.observed import Member
 
 # Consul allows 64 pairs of metadata, keys of 128 and values of 512 characters.
 META_MAX = 512

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from msgspec import Struct
 from xds.data.orca.v3 import orca_load_report_pb2 as orca
 
-from control_plane.director.observed import CoreReport, Member, RegionSeen
+from control_plane.directives.observed import CoreReport, Member, RegionSeen
 from control_plane.membership.errors import InvalidHeartbeat
 from topology.wire.gen.tradewind.v1 import membership_pb2 as pb
 

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import msgspec
 
 from control_plane import keys
-from control_plane.director.observed import Member
+from control_plane.directives.observed import Member
 from control_plane.membership.base import Listener
 from control_plane.membership.errors import MemberLost, RegistryUnavailable
 from control_plane.store.base import (

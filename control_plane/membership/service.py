@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from random import Random
 from typing import Any
 
-from control_plane.director.observed import CoreReport, RegionSeen
-from control_plane.discovery.admission import Admission, Shares
+from control_plane.admission import Admission, Shares
+from control_plane.directives.observed import CoreReport, RegionSeen
 from control_plane.membership import heartbeat as heartbeats
 from control_plane.membership.base import Registry, region_of_core
 from control_plane.membership.errors import (

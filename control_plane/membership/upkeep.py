@@ -14,7 +14,7 @@ from random import Random
 
 import msgspec
 
-from control_plane.director.observed import Member
+from control_plane.directives.observed import Member
 from control_plane.membership.base import Registry
 from control_plane.membership.errors import MemberLost, RegistryUnavailable
 from runtime import logs

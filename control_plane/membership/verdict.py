@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 from msgspec import Struct
 
-from control_plane.director.state import Verdict
+from control_plane.directives.state import Verdict
 from topology.policy import HealthPolicy
 
 EDGES_MIN = 2  # that cannot reach a region, before it is down for others too

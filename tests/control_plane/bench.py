@@ -9,7 +9,7 @@ from control_plane.catalog import Catalog
 from control_plane.changes import history
 from control_plane.changes.apply import Changes
 from control_plane.changes.plan import Wanted
-from control_plane.director.state import Outlook, State
+from control_plane.directives.state import Outlook, State
 from runtime.clock import ManualClock
 from topology.resources import Key, Resource
 

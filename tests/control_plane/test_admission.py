@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from control_plane.discovery.admission import Admission
+from control_plane.admission import Admission
 
 
 def test_a_burst_then_a_steady_rate_then_turned_away() -> None:

@@ -12,7 +12,7 @@ from control_plane.changes import safety
 from control_plane.changes.errors import ChangeRefused
 from control_plane.changes.forecast import Forecast, forecast
 from control_plane.changes.plan import Wanted
-from control_plane.director.state import Drain, Outlook, State, Verdict
+from control_plane.directives.state import Drain, Outlook, State, Verdict
 from control_plane.store.memory import MemoryStore
 from tests.control_plane.bench import NOW_S, Bench
 from tests.control_plane.mesh import region, resource, world

@@ -13,8 +13,8 @@ import pytest
 
 from control_plane import keys
 from control_plane.admin import messages
-from control_plane.director import state as states
-from control_plane.director.state import Outlook
+from control_plane.directives import state as states
+from control_plane.directives.state import Outlook
 from control_plane.store.base import Put
 from control_plane.store.memory import MemoryStore
 from runtime.clock import SystemClock

@@ -14,9 +14,9 @@ from control_plane import keys
 from control_plane.admin.status import Now, status
 from control_plane.admin.status_sources import NO_SOURCES
 from control_plane.catalog import Catalog
-from control_plane.director import state as states
-from control_plane.director.directives import Directives
-from control_plane.director.state import State
+from control_plane.directives import state as states
+from control_plane.directives.known import Directives
+from control_plane.directives.state import State
 from control_plane.discovery.server import DiscoveryServer, DiscoverySettings
 from control_plane.store.base import Put, Store
 from control_plane.store.memory import MemoryStore

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
+from control_plane.admission import Shares
 from control_plane.changes.plan import Wanted
-from control_plane.discovery.admission import Shares
 from control_plane.discovery.server import DiscoverySettings
 from control_plane.discovery.session import CATCH_UP_S
 from control_plane.service import Replica

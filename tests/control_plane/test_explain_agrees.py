@@ -24,10 +24,10 @@ from control_plane.admin.status_sources import StatusSources
 from control_plane.catalog import Catalog
 from control_plane.changes.apply import Changes
 from control_plane.changes.plan import Wanted
-from control_plane.director import state as states
-from control_plane.director.directives import Directives
-from control_plane.director.observed import EdgeReport, Observed, RegionSeen
-from control_plane.director.state import Drain, State, Verdict
+from control_plane.directives import state as states
+from control_plane.directives.known import Directives
+from control_plane.directives.observed import EdgeReport, Observed, RegionSeen
+from control_plane.directives.state import Drain, State, Verdict
 from control_plane.discovery.server import DiscoveryServer, DiscoverySettings
 from control_plane.geodns.places import open_locator
 from control_plane.store.base import Put

@@ -11,12 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from control_plane import keys
-from control_plane.changes import rollout_record
+from control_plane import keys, rollout_record
 from control_plane.changes.plan import Wanted
-from control_plane.changes.rollout_record import RolloutRecord
-from control_plane.director import state as states
-from control_plane.director.state import State
+from control_plane.directives import state as states
+from control_plane.directives.state import State
+from control_plane.rollout_record import RolloutRecord
 from control_plane.service import LAST_GOOD
 from control_plane.store.base import Put
 from control_plane.store.memory import MemoryStore

@@ -10,16 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from control_plane import keys
+from control_plane import keys, rollout_record
 from control_plane.catalog import Catalog
-from control_plane.changes import rollout_record
 from control_plane.changes.apply import Applied, Changes
 from control_plane.changes.errors import RULES, ChangeRefused, UnknownResource
 from control_plane.changes.history import HistoryEntry
 from control_plane.changes.plan import Wanted
-from control_plane.changes.rollout_record import RolloutRecord, snapshot_before
 from control_plane.changes.rollouts import Rollouts
-from control_plane.director.observed import NodeState, Observed
+from control_plane.directives.observed import NodeState, Observed
+from control_plane.rollout_record import RolloutRecord, snapshot_before
 from control_plane.store.base import Delete, Guard, Operation, Put
 from control_plane.store.errors import Conflict
 from control_plane.store.memory import MemoryStore

@@ -7,9 +7,15 @@ from random import Random
 
 import msgspec
 
+from control_plane.directives.observed import (
+    ClassLoad,
+    CoreReport,
+    EdgeReport,
+    Observed,
+    RegionSeen,
+)
+from control_plane.directives.state import Drain, Outlook, State
 from control_plane.director.decide import WORDS_EVERY_S, Decided, decide
-from control_plane.director.observed import ClassLoad, CoreReport, EdgeReport, Observed, RegionSeen
-from control_plane.director.state import Drain, Outlook, State
 from tests.topology.worlds import base, edge, link
 from topology.snapshot import Snapshot
 

@@ -11,10 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from control_plane.director import feed
-from control_plane.director.feed import Feeds, FeedService
-from control_plane.director.local import merged
-from control_plane.director.observed import (
+from control_plane.directives.observed import (
     ClassLoad,
     EdgeReport,
     NodeState,
@@ -22,6 +19,9 @@ from control_plane.director.observed import (
     RegionSeen,
     union,
 )
+from control_plane.director import feed
+from control_plane.director.feed import Feeds, FeedService
+from control_plane.director.local import merged
 from runtime.clock import SystemClock
 from runtime.identity import Identity
 from tests.control_plane.mesh import Mesh

@@ -14,11 +14,11 @@ import grpc.aio
 import pytest
 from envoy.service.load_stats.v3 import lrs_pb2, lrs_pb2_grpc
 
+from control_plane.admission import Shares
+from control_plane.directives.observed import EdgeReport
 from control_plane.director import load_reports
 from control_plane.director.load_reports import LoadReports
-from control_plane.director.observed import EdgeReport
 from control_plane.director.reported import BadReport
-from control_plane.discovery.admission import Shares
 from runtime.clock import ManualClock, SystemClock
 from runtime.identity import Identity
 from tests.control_plane.mesh import Mesh, until

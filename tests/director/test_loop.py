@@ -14,11 +14,11 @@ from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 from control_plane import keys
 from control_plane.changes.overrides import Order, set_override
 from control_plane.changes.plan import Wanted
+from control_plane.directives import state as states
+from control_plane.directives.state import Outlook, Quota, State
 from control_plane.director import loop
-from control_plane.director import state as states
 from control_plane.director.decide import Decided
 from control_plane.director.loop import differs_much
-from control_plane.director.state import Outlook, Quota, State
 from control_plane.service import Replica
 from control_plane.store.base import Delete, Guard, Put
 from control_plane.store.errors import Conflict

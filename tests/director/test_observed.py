@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import permutations
 
+from control_plane.directives.observed import ClassLoad, EdgeReport, Observed, RegionSeen, union
 from control_plane.director.local import merged
-from control_plane.director.observed import ClassLoad, EdgeReport, Observed, RegionSeen, union
 
 LOAD = EdgeReport(
     "edge/tokyo", "tokyo", 99.5, {"vip:dubai": ClassLoad(2.0, 100.0)},

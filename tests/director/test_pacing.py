@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from control_plane.directives.state import Drain, Outlook, State, Verdict
 from control_plane.director.pacing import LONGEST_STEP_S, Pace, advance
-from control_plane.director.state import Drain, Outlook, State, Verdict
 from tests.topology.worlds import base_documents, document
 from topology.resources import parse
 from topology.snapshot import Snapshot

@@ -7,9 +7,9 @@ from random import Random
 import msgspec
 import pytest
 
+from control_plane.directives.observed import EdgeReport, NodeState, Observed
+from control_plane.directives.state import Quota, State, Wait, directive_for, next_number
 from control_plane.director import quotas
-from control_plane.director.observed import EdgeReport, NodeState, Observed
-from control_plane.director.state import Quota, State, Wait, directive_for, next_number
 from edge_node.admission.quota import Quotas
 from tests.topology import worlds
 from topology.directive import NONE, Directive

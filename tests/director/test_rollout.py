@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.changes.rollout_record import RolloutRecord, place
-from control_plane.director.observed import ClassLoad, EdgeReport, NodeState, Observed
-from control_plane.director.rollout import LONGEST_STEP_S, advance
+from control_plane.changes.rollout_steps import LONGEST_STEP_S, advance
+from control_plane.directives.observed import ClassLoad, EdgeReport, NodeState, Observed
+from control_plane.rollout_record import RolloutRecord, place
 from topology.policy import RolloutPolicy
 from topology.snapshot import Snapshot
 

@@ -7,10 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from control_plane.directives.observed import (
+    ClassLoad,
+    CoreReport,
+    EdgeReport,
+    Observed,
+    RegionSeen,
+)
+from control_plane.directives.state import Drain, State, Verdict
 from control_plane.director import shares
 from control_plane.director.decide import decide
-from control_plane.director.observed import ClassLoad, CoreReport, EdgeReport, Observed, RegionSeen
-from control_plane.director.state import Drain, State, Verdict
 from tests.topology.worlds import base, document, edge, link
 from topology.snapshot import Snapshot
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
-from control_plane.director.state import State
+from control_plane.directives.state import State
 from control_plane.discovery.errors import InvalidSubscription
 from control_plane.discovery.proxies.session import WARM_S
 from control_plane.discovery.proxies.spread import World

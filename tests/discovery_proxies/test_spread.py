@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.director.state import Drain, State, Verdict, directive_for
+from control_plane.directives.state import Drain, State, Verdict, directive_for
 from control_plane.discovery.proxies.node import Profile
 from control_plane.discovery.proxies.spread import Spread, World, shares, spread_for
 from tests.discovery_proxies.worlds import (

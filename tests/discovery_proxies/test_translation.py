@@ -15,7 +15,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 )
 from google.protobuf.struct_pb2 import Struct as Metadata
 
-from control_plane.director.state import State
+from control_plane.directives.state import State
 from control_plane.discovery.errors import InvalidSubscription, NotAllowed
 from control_plane.discovery.proxies.node import Profile, check_node_id, profile_of
 from control_plane.discovery.proxies.spread import World

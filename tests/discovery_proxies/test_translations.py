@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 from envoy.service.discovery.v3 import discovery_pb2 as discovery
 
-from control_plane.changes.rollout_record import RolloutRecord, place
-from control_plane.director.state import State
+from control_plane.directives.state import State
 from control_plane.discovery.proxies.node import Profile
 from control_plane.discovery.proxies.session import ProxySession
 from control_plane.discovery.proxies.translation import CLUSTER, ENDPOINTS, LISTENER, Bundle
 from control_plane.discovery.proxies.translations import Translations
+from control_plane.rollout_record import RolloutRecord, place
 from runtime.identity import Principal
 from tests.discovery_proxies.worlds import NOW_S, drain, resources, tenant
 from topology import resources as res

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from control_plane import keys
-from control_plane.director.state import State
+from control_plane.directives.state import State
 from control_plane.discovery.proxies.spread import World
 from control_plane.store.base import Delete, Put, Store
 from topology import resources as res

@@ -16,8 +16,8 @@ import pytest
 from msgspec import Struct
 
 from control_plane import keys
-from control_plane.director import state as states
-from control_plane.director.state import Verdict
+from control_plane.directives import state as states
+from control_plane.directives.state import Verdict
 from control_plane.service import Replica
 from control_plane.store.base import Put
 from control_plane.store.memory import MemoryStore

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.director.observed import Member
+from control_plane.directives.observed import Member
 from control_plane.membership.consul_catalog import (
     META_MAX,
     members_of,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from control_plane.changes.plan import Wanted
-from control_plane.director.observed import RegionSeen
+from control_plane.directives.observed import RegionSeen
 from control_plane.service import Replica
 from control_plane.store.memory import MemoryStore
 from tests.control_plane.mesh import Mesh, at, serving, until

@@ -9,7 +9,7 @@ from random import Random
 import msgspec
 import pytest
 
-from control_plane.director.observed import Member
+from control_plane.directives.observed import Member
 from control_plane.membership.base import Registry, registered
 from control_plane.membership.errors import MemberLost, RegistryUnavailable
 from control_plane.membership.leases import LeaseRegistry

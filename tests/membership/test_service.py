@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from control_plane.director.observed import CoreReport, RegionSeen
+from control_plane.directives.observed import CoreReport, RegionSeen
 from control_plane.membership.errors import Closing, Silent
 from control_plane.membership.settings import MembershipSettings
 from control_plane.store.memory import MemoryStore

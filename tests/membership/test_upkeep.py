@@ -9,7 +9,7 @@ from random import Random
 import msgspec
 import pytest
 
-from control_plane.director.observed import Member
+from control_plane.directives.observed import Member
 from control_plane.membership.leases import LeaseRegistry
 from control_plane.membership.upkeep import REWRITE_S, TICK_S, Upkeep
 from control_plane.store.base import Put

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.director.state import Verdict
+from control_plane.directives.state import Verdict
 from control_plane.membership.verdict import advance, count, hold_down_s, penalty_at
 from topology.policy import HealthPolicy
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import httpx
 
-from control_plane.director.observed import Member
+from control_plane.directives.observed import Member
 from control_plane.membership.base import Registry
 from control_plane.membership.consul import ConsulRegistry
 from control_plane.membership.leases import LeaseRegistry

@@ -10,7 +10,7 @@ from envoy.service.discovery.v3 import discovery_pb2 as discovery
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.director.state import Drain, Quota, State, Verdict, directive_for
+from control_plane.directives.state import Drain, Quota, State, Verdict, directive_for
 from control_plane.discovery.deltas import Deltas
 from control_plane.discovery.directed import Directed, changes
 from control_plane.discovery.errors import InvalidSubscription

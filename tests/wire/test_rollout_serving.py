@@ -9,9 +9,9 @@ from envoy.service.discovery.v3 import discovery_pb2 as discovery
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.changes.rollout_record import RolloutRecord, place, snapshot_before
 from control_plane.discovery.deltas import Deltas
 from control_plane.discovery.session import CATCH_UP_S, Session
+from control_plane.rollout_record import RolloutRecord, place, snapshot_before
 from runtime.errors import TradewindError
 from runtime.identity import Principal
 from tests.control_plane.mesh import region

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from control_plane.director.state import State, directive_for
+from control_plane.directives.state import State, directive_for
 from control_plane.discovery.proxies.node import Profile
 from topology.demand import DemandClass
 from topology.directive import Directive

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from control_plane.changes.rollout_record import RolloutRecord, snapshot_before
-from control_plane.director.state import State
+from control_plane.directives.state import State
 from control_plane.discovery.proxies.node import Profile
 from control_plane.discovery.proxies.spread import World
 from control_plane.discovery.proxies.translation import Bundle, Translator
+from control_plane.rollout_record import RolloutRecord, snapshot_before
 from runtime import logs
 from runtime.identity import Principal
 from runtime.validation import InvalidDocument

@@ -12,8 +12,8 @@ from pathlib import Path
 from random import Random
 
 from control_plane import keys
-from control_plane.director import state as states
-from control_plane.director.state import Outlook, State, directive_for
+from control_plane.directives import state as states
+from control_plane.directives.state import Outlook, State, directive_for
 from control_plane.store.base import Entry, Listing, Store
 from control_plane.store.following import follow
 from runtime import logs

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from control_plane.changes.rollout_record import Counts, RolloutRecord
-from control_plane.director.observed import EdgeReport, NodeState, Observed
+from control_plane.directives.observed import EdgeReport, NodeState, Observed
+from control_plane.rollout_record import Counts, RolloutRecord
 from topology.snapshot import Snapshot
 
 # How often the counts are written: between writes they are made up anew each second.

@@ -1,0 +1,1 @@
+"""What is seen of the nodes, and what the director decided: the data that replicas share."""
