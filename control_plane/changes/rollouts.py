@@ -104,8 +104,6 @@ class Rollouts:
         moved = await asyncio.to_thread(
             rollout_steps.advance, record, view.snapshot, observed, now_s
         )
-            rollout_steps.advance, record, view.snapshot, observed, now_s
-        )
         if moved is None:
             return
         try:
