@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,22 +93,26 @@ class CheckedFile:
         save(self.path, self._what, data() if callable(data) else data)
 
 
+_REPLACED = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
+
 def save(path: Path, what: str, body: bytes) -> None:
     """Replace `path` atomically; after a crash it holds the old content or this one.
 
-    Blocks on the disk (fsync): call it from a thread. Raises `OSError`.
+    One writer at a time: what a crash leaves beside it has always the same name. Blocks on the
+    disk (fsync): call it from a thread. Raises `OSError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.new")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(os.open(temporary, _REPLACED, 0o600), "wb") as file:
             file.write(_header(what, body) + b"\n" + body)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            Path(temporary).unlink()
+            temporary.unlink()
         raise
     _sync_folder(path.parent)
 

@@ -6,6 +6,7 @@ is the director.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
@@ -99,8 +100,7 @@ class Direction:
     async def close(self) -> None:
         """Hand over first, so that another director need not wait for a lease to end."""
         await self.director.close()
-        await self.election.close()
-        await self.replicas.close()
+        await asyncio.gather(self.election.close(), self.replicas.close())
         await self.heartbeats.close()
         await self.registry.close()
 

@@ -63,3 +63,11 @@ async def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
     keeper = LastGood(tmp_path / "file" / "snapshot")
     keeper.keep(SNAPSHOT)
     await keeper.close()
+
+
+def test_what_a_crash_left_beside_it_is_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    (tmp_path / ".snapshot.new").write_bytes(b"half a snapshot, from a process that was killed")
+    last_good.save(path, Snapshot.empty())
+    assert [file.name for file in tmp_path.iterdir()] == ["snapshot"]
+    assert last_good.load(path) is not None
