@@ -79,6 +79,7 @@ async def test_only_the_incarnation_that_left_is_forgotten(world: World) -> None
 
 async def test_the_next_replica_goes_on_with_the_lease(world: World) -> None:
     lease = await world.first.register(core())
+    await known(world.first, "core/singapore")
     await known(world.second, "core/singapore")
     assert await world.second.register(core(), lease) == lease
     loop = asyncio.get_running_loop()
