@@ -68,6 +68,24 @@ class QuotaPolicy(Spec, frozen=True):
     newcomer_share: Share = 0.02  # of the limit: for an edge that was never given anything
 
 
+class PathPolicy(Spec, frozen=True):
+    """Which way an edge goes to a region: straight, or through one other region."""
+
+    relays_per_region: Annotated[int, Meta(ge=0, le=8)] = 2  # ways kept ready; 0: straight alone
+    better_by_ms: Annotated[float, Meta(ge=0)] = 10.0  # what another way must win,
+    better_by_share: Annotated[float, Meta(ge=0, lt=1)] = 0.33  # and this share; or the old is dead
+    failback_s: Seconds = 5.0  # how long a way that was dead must live before it is preferred
+    relay_ms: Annotated[float, Meta(ge=0)] = 5.0  # that a relay counts for, beside its distance
+
+
+class RetryPolicy(Spec, frozen=True):
+    """What may be sent again, and twice. One budget of each edge worker pays for both."""
+
+    budget_share: Share = 0.1  # of recent requests
+    budget_min_per_s: Annotated[float, Meta(ge=0)] = 3.0
+    hedge: bool = True  # VIP requests may be sent a second time, another way, when nothing comes
+
+
 class PolicySpec(Spec, frozen=True):
     """What holds everywhere unless something narrower says otherwise. One, named `default`."""
 
@@ -81,3 +99,5 @@ class PolicySpec(Spec, frozen=True):
     pacing: PacingPolicy = PacingPolicy()
     staleness: StalenessPolicy = StalenessPolicy()
     quota: QuotaPolicy = QuotaPolicy()
+    paths: PathPolicy = PathPolicy()
+    retries: RetryPolicy = RetryPolicy()

@@ -183,6 +183,9 @@ class OverrideSpec(Spec, frozen=True):
     expires_s: UnixTime | None = None  # after which it no longer counts
     over_s: Annotated[float, Meta(ge=0, le=604_800)] = 0.0  # 0: at once
     from_percent: Percent = 0.0  # where a paced one begins
+    # Answers that a full drain still finds there so long after it began go on elsewhere, unless
+    # nobody else may give them; none: they end where they are.
+    deadline_s: Annotated[float, Meta(ge=0, le=604_800)] | None = None
 
 
 AnySpec: TypeAlias = (

@@ -25,6 +25,7 @@ from topology.demand import class_of
 from topology.demand import route_for as route_for
 from topology.demand import selects as selects
 from topology.directive import NONE, Directive
+from topology.paths import PathView
 from topology.resources import Key, ModelSpec, OverrideSpec, RouteSpec, TenantSpec
 from topology.snapshot import Snapshot
 
@@ -33,10 +34,16 @@ UNKNOWN_RTT_MS = 1_000.0
 
 
 class RegionView(Struct, frozen=True):
-    """What one edge sees of one region now. `rtt_ms` None: not measured yet."""
+    """What one edge sees of one region now. `rtt_ms` None: not measured yet.
+
+    `paths`: its ways there, in the order of preference; none: straight, by the other two fields.
+    `queue_ms`: how long the region said that requests wait there.
+    """
 
     reachable: bool
     rtt_ms: float | None = None
+    paths: tuple[PathView, ...] = ()
+    queue_ms: float = 0.0
 
 
 Views: TypeAlias = Mapping[str, RegionView]
@@ -47,9 +54,11 @@ class Candidate(Struct, frozen=True):
 
     region: str
     rtt_ms: float
-    path: str  # `direct`: relays come with the path monitor
+    path: str  # `direct`, or `via <region>`
     why: str
     share: float = -1.0  # of such requests, as the director has it; -1: it names none
+    relay: str = ""  # the region that `path` leads through; "": none
+    others: tuple[str, ...] = ()  # relays of the further ways there that live and are allowed
 
 
 class Exclusion(Struct, frozen=True):

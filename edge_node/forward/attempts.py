@@ -155,7 +155,9 @@ class Attempts:
         figures.resumed += bool(self.ids)
         figures.load.at(self._decision.demand_class, candidate.region).issued += 1
         self._opened = now
-        self._exchange = self._owner.upstream.open(candidate.region, request, ask.body)
+        self._exchange = self._owner.upstream.open(
+            candidate.region, request, ask.body, candidate.relay
+        )
         return self._exchange
 
     def _candidate(self) -> Candidate:

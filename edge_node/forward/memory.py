@@ -48,6 +48,7 @@ class MemoryUpstream:
         self.regions = dict(regions)
         self.sent: list[tuple[str, Request, bytes]] = []
         self.cancelled = 0
+        self.distrusted: list[tuple[str, str]] = []
         self.closing: set[asyncio.Future[None]] = set()
         self._views: dict[str, RegionView] = {
             name: RegionView(reachable=True, rtt_ms=rtt_ms.get(name)) for name in regions
@@ -61,7 +62,11 @@ class MemoryUpstream:
         view = RegionView(reachable, self._views[region].rtt_ms)
         self._views = {**self._views, region: view}
 
-    def open(self, region: str, request: Request, body: bytes) -> MemoryExchange:
+    def distrust(self, region: str, why: str) -> None:
+        self.distrusted.append((region, why))
+        self.cut(region)
+
+    def open(self, region: str, request: Request, body: bytes, relay: str = "") -> MemoryExchange:
         view = self._views.get(region)
         if view is None or not view.reachable:
             raise PathDown(region, "it was cut")

@@ -86,7 +86,11 @@ class Tunnels:
             self._views_until = now + VIEWS_FRESH_S
         return self._views
 
-    def open(self, region: str, request: Request, body: bytes) -> Exchange:
+    def distrust(self, region: str, why: str) -> None:
+        """The region answers probes and does not serve: choose others for a while."""
+        log.warning("a region does not serve", region=region, why=why)
+
+    def open(self, region: str, request: Request, body: bytes, relay: str = "") -> Exchange:
         road = self._roads.get(region)
         if road is None or road.tunnel is None:
             raise PathDown(region, "this edge has no tunnel to it")

@@ -25,6 +25,13 @@ class Upstream(Protocol):
         """What is reachable now. The same object as before when nothing has changed."""
         ...
 
-    def open(self, region: str, request: Request, body: bytes) -> Exchange:
-        """Send a request to a region. Raises `PathDown` when it cannot be sent."""
+    def open(self, region: str, request: Request, body: bytes, relay: str = "") -> Exchange:
+        """Send a request to a region, through `relay` where one is named.
+
+        Raises `PathDown` when it cannot be sent.
+        """
+        ...
+
+    def distrust(self, region: str, why: str) -> None:
+        """The region answers probes and does not serve: choose others for a while."""
         ...

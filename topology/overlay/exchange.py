@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import TradewindError
 from topology.overlay.errors import OverlayProtocolError, RegionFailure
-from topology.overlay.frames import Accept, End, Failure, Reply, Tokens
+from topology.overlay.frames import Accept, End, Failure, Relayed, Reply, Tokens
 from topology.overlay.session import ClientSession, ResetCode, reset_code
 
 if TYPE_CHECKING:
@@ -89,6 +89,9 @@ class Exchange:
         if isinstance(frame, Failure):
             self._end()
             raise RegionFailure(self._region, frame)
+        if isinstance(frame, Relayed):
+            self._end()
+            raise OverlayProtocolError("RELAYED where an answer goes on")
         if isinstance(frame, End):
             self._end()
         return frame

@@ -40,6 +40,8 @@ class FrameType(IntEnum):
     TOKENS = 4
     END = 5
     ERROR = 6
+    RELAY = 7
+    RELAYED = 8
 
 
 class Request(Struct, frozen=True, array_like=True):
@@ -107,6 +109,24 @@ class Failure(Struct, frozen=True, array_like=True):
     reason: Annotated[str, Meta(max_length=64)] | None = None
 
 
+class Relay(Struct, frozen=True, array_like=True):
+    """Stands alone on a stream: let datagrams of mine pass to a core of `region`.
+
+    `turn` picks which one, modulo their number.
+    """
+
+    region: _Id
+    turn: _Count
+
+
+class Relayed(Struct, frozen=True, array_like=True):
+    """The answer to RELAY: `binding` goes before each datagram that is to pass. It lapses when
+    nothing passed for `idle_ms`."""
+
+    binding: Annotated[bytes, Meta(min_length=8, max_length=8)]
+    idle_ms: _Count
+
+
 class Skipped(Struct, frozen=True, array_like=True):
     """A frame of a type that this version does not know and may ignore."""
 
@@ -114,8 +134,8 @@ class Skipped(Struct, frozen=True, array_like=True):
     size_bytes: int
 
 
-Frame: TypeAlias = Request | Body | Accept | Tokens | End | Failure | Skipped
-Reply: TypeAlias = Accept | Tokens | End | Failure
+Frame: TypeAlias = Request | Body | Accept | Tokens | End | Failure | Relay | Relayed | Skipped
+Reply: TypeAlias = Accept | Tokens | End | Failure | Relayed
 
 
 _TYPE_OF: dict[type, FrameType] = {
@@ -124,14 +144,17 @@ _TYPE_OF: dict[type, FrameType] = {
     Tokens: FrameType.TOKENS,
     End: FrameType.END,
     Failure: FrameType.ERROR,
+    Relay: FrameType.RELAY,
+    Relayed: FrameType.RELAYED,
 }
 _DECODE: dict[int, Callable[[bytes], Frame]] = {
     int(number): msgspec.msgpack.Decoder(kind).decode for kind, number in _TYPE_OF.items()
 }
+_LAST_TYPE = max(FrameType)
 _pack = msgspec.msgpack.Encoder().encode
 
 
-def encode(frame: Request | Body | Reply) -> bytes:
+def encode(frame: Request | Body | Relay | Reply) -> bytes:
     """The bytes of a frame, or `FrameTooLarge`."""
     if type(frame) is Body:
         return encode_payload(FrameType.BODY, frame.data)
@@ -200,7 +223,7 @@ class FrameDecoder:
 
     def _header(self, data: bytes, offset: int, end: int) -> tuple[int, int]:
         """Where the payload begins and its size; size -1 while the header is not whole."""
-        if not 0 < data[offset] <= 6 and data[offset] < FIRST_SKIPPED_TYPE:
+        if not 0 < data[offset] <= _LAST_TYPE and data[offset] < FIRST_SKIPPED_TYPE:
             raise OverlayProtocolError(f"frame type {data[offset]} is not one of this protocol")
         if offset + 1 == end:
             return end + 1, -1

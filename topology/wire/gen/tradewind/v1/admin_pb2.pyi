@@ -1,3 +1,4 @@
+from topology.wire.gen.tradewind.v1 import membership_pb2 as _membership_pb2
 from topology.wire.gen.tradewind.v1 import resource_pb2 as _resource_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -7,6 +8,34 @@ from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class PathsRequest(_message.Message):
+    __slots__ = ("edge",)
+    EDGE_FIELD_NUMBER: _ClassVar[int]
+    edge: str
+    def __init__(self, edge: _Optional[str] = ...) -> None: ...
+
+class PathsResponse(_message.Message):
+    __slots__ = ("edges", "unheard", "now_s")
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    UNHEARD_FIELD_NUMBER: _ClassVar[int]
+    NOW_S_FIELD_NUMBER: _ClassVar[int]
+    edges: _containers.RepeatedCompositeFieldContainer[EdgePaths]
+    unheard: _containers.RepeatedScalarFieldContainer[str]
+    now_s: float
+    def __init__(self, edges: _Optional[_Iterable[_Union[EdgePaths, _Mapping]]] = ..., unheard: _Optional[_Iterable[str]] = ..., now_s: _Optional[float] = ...) -> None: ...
+
+class EdgePaths(_message.Message):
+    __slots__ = ("node", "heard_s", "regions", "events")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    HEARD_S_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    heard_s: float
+    regions: _containers.RepeatedCompositeFieldContainer[_membership_pb2.RegionSeen]
+    events: _containers.RepeatedCompositeFieldContainer[_membership_pb2.PathEvent]
+    def __init__(self, node: _Optional[str] = ..., heard_s: _Optional[float] = ..., regions: _Optional[_Iterable[_Union[_membership_pb2.RegionSeen, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[_membership_pb2.PathEvent, _Mapping]]] = ...) -> None: ...
 
 class Key(_message.Message):
     __slots__ = ("kind", "name")

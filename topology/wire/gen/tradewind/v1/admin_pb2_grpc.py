@@ -92,6 +92,11 @@ class AdminStub:
                 request_serializer=tradewind_dot_v1_dot_admin__pb2.ControlRolloutRequest.SerializeToString,
                 response_deserializer=tradewind_dot_v1_dot_admin__pb2.Rollout.FromString,
                 _registered_method=True)
+        self.Paths = channel.unary_unary(
+                '/tradewind.v1.Admin/Paths',
+                request_serializer=tradewind_dot_v1_dot_admin__pb2.PathsRequest.SerializeToString,
+                response_deserializer=tradewind_dot_v1_dot_admin__pb2.PathsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -169,6 +174,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Paths(self, request, context):
+        """How each edge reaches each region now, as its heartbeats told this replica.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -226,6 +238,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ControlRollout,
                     request_deserializer=tradewind_dot_v1_dot_admin__pb2.ControlRolloutRequest.FromString,
                     response_serializer=tradewind_dot_v1_dot_admin__pb2.Rollout.SerializeToString,
+            ),
+            'Paths': grpc.unary_unary_rpc_method_handler(
+                    servicer.Paths,
+                    request_deserializer=tradewind_dot_v1_dot_admin__pb2.PathsRequest.FromString,
+                    response_serializer=tradewind_dot_v1_dot_admin__pb2.PathsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -528,6 +545,33 @@ class Admin:
             '/tradewind.v1.Admin/ControlRollout',
             tradewind_dot_v1_dot_admin__pb2.ControlRolloutRequest.SerializeToString,
             tradewind_dot_v1_dot_admin__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Paths(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tradewind.v1.Admin/Paths',
+            tradewind_dot_v1_dot_admin__pb2.PathsRequest.SerializeToString,
+            tradewind_dot_v1_dot_admin__pb2.PathsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtradewind/v1/membership.proto\x12\x0ctradewind.v1\"\xd1\x01\n\tHeartbeat\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05lease\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x11\n\taddresses\x18\x05 \x03(\t\x12\x0f\n\x07healthy\x18\x06 \x01(\x08\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12)\n\x07regions\x18\x08 \x03(\x0b\x32\x18.tradewind.v1.RegionSeen\x12\x0c\n\x04orca\x18\t \x01(\x0c\x12\x0f\n\x07leaving\x18\n \x01(\x08\"?\n\nRegionSeen\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\x0e\n\x06rtt_ms\x18\x03 \x01(\x01\"f\n\x0eHeartbeatReply\x12\r\n\x05lease\x18\x01 \x01(\x03\x12\r\n\x05ttl_s\x18\x02 \x01(\x01\x12\x12\n\ninterval_s\x18\x03 \x01(\x01\x12\x12\n\nregistered\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t2O\n\nMembership\x12\x41\n\x04Keep\x12\x17.tradewind.v1.Heartbeat\x1a\x1c.tradewind.v1.HeartbeatReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtradewind/v1/membership.proto\x12\x0ctradewind.v1\"\xff\x01\n\tHeartbeat\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05lease\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x11\n\taddresses\x18\x05 \x03(\t\x12\x0f\n\x07healthy\x18\x06 \x01(\x08\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12)\n\x07regions\x18\x08 \x03(\x0b\x32\x18.tradewind.v1.RegionSeen\x12\x0c\n\x04orca\x18\t \x01(\x0c\x12,\n\x0bpath_events\x18\x0b \x03(\x0b\x32\x17.tradewind.v1.PathEvent\x12\x0f\n\x07leaving\x18\n \x01(\x08\"x\n\nRegionSeen\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\x0e\n\x06rtt_ms\x18\x03 \x01(\x01\x12%\n\x05paths\x18\x04 \x03(\x0b\x32\x16.tradewind.v1.PathSeen\x12\x10\n\x08queue_ms\x18\x05 \x01(\x01\"\xc6\x01\n\x08PathSeen\x12\r\n\x05relay\x18\x01 \x01(\t\x12\n\n\x02up\x18\x02 \x01(\x08\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x04 \x01(\x01\x12\x17\n\x0fmeasured_rtt_ms\x18\x05 \x01(\x01\x12\x11\n\tjitter_ms\x18\x06 \x01(\x01\x12\x10\n\x08loss_out\x18\x07 \x01(\x01\x12\x11\n\tloss_back\x18\x08 \x01(\x01\x12\x0f\n\x07since_s\x18\t \x01(\x01\x12\x0b\n\x03why\x18\n \x01(\t\x12\x11\n\texchanges\x18\x0b \x01(\r\"U\n\tPathEvent\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x03 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\t\x12\x0b\n\x03why\x18\x05 \x01(\t\"f\n\x0eHeartbeatReply\x12\r\n\x05lease\x18\x01 \x01(\x03\x12\r\n\x05ttl_s\x18\x02 \x01(\x01\x12\x12\n\ninterval_s\x18\x03 \x01(\x01\x12\x12\n\nregistered\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t2O\n\nMembership\x12\x41\n\x04Keep\x12\x17.tradewind.v1.Heartbeat\x1a\x1c.tradewind.v1.HeartbeatReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,11 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tradewind.v1.membership_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HEARTBEAT']._serialized_start=48
-  _globals['_HEARTBEAT']._serialized_end=257
-  _globals['_REGIONSEEN']._serialized_start=259
-  _globals['_REGIONSEEN']._serialized_end=322
-  _globals['_HEARTBEATREPLY']._serialized_start=324
-  _globals['_HEARTBEATREPLY']._serialized_end=426
-  _globals['_MEMBERSHIP']._serialized_start=428
-  _globals['_MEMBERSHIP']._serialized_end=507
+  _globals['_HEARTBEAT']._serialized_end=303
+  _globals['_REGIONSEEN']._serialized_start=305
+  _globals['_REGIONSEEN']._serialized_end=425
+  _globals['_PATHSEEN']._serialized_start=428
+  _globals['_PATHSEEN']._serialized_end=626
+  _globals['_PATHEVENT']._serialized_start=628
+  _globals['_PATHEVENT']._serialized_end=713
+  _globals['_HEARTBEATREPLY']._serialized_start=715
+  _globals['_HEARTBEATREPLY']._serialized_end=817
+  _globals['_MEMBERSHIP']._serialized_start=819
+  _globals['_MEMBERSHIP']._serialized_end=898
 # @@protoc_insertion_point(module_scope)

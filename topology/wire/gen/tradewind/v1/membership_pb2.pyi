@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Heartbeat(_message.Message):
-    __slots__ = ("node_id", "incarnation", "lease", "version", "addresses", "healthy", "draining", "regions", "orca", "leaving")
+    __slots__ = ("node_id", "incarnation", "lease", "version", "addresses", "healthy", "draining", "regions", "orca", "path_events", "leaving")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class Heartbeat(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     REGIONS_FIELD_NUMBER: _ClassVar[int]
     ORCA_FIELD_NUMBER: _ClassVar[int]
+    PATH_EVENTS_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     incarnation: str
@@ -27,18 +28,63 @@ class Heartbeat(_message.Message):
     draining: bool
     regions: _containers.RepeatedCompositeFieldContainer[RegionSeen]
     orca: bytes
+    path_events: _containers.RepeatedCompositeFieldContainer[PathEvent]
     leaving: bool
-    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., lease: _Optional[int] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., healthy: _Optional[bool] = ..., draining: _Optional[bool] = ..., regions: _Optional[_Iterable[_Union[RegionSeen, _Mapping]]] = ..., orca: _Optional[bytes] = ..., leaving: _Optional[bool] = ...) -> None: ...
+    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., lease: _Optional[int] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., healthy: _Optional[bool] = ..., draining: _Optional[bool] = ..., regions: _Optional[_Iterable[_Union[RegionSeen, _Mapping]]] = ..., orca: _Optional[bytes] = ..., path_events: _Optional[_Iterable[_Union[PathEvent, _Mapping]]] = ..., leaving: _Optional[bool] = ...) -> None: ...
 
 class RegionSeen(_message.Message):
-    __slots__ = ("region", "reachable", "rtt_ms")
+    __slots__ = ("region", "reachable", "rtt_ms", "paths", "queue_ms")
     REGION_FIELD_NUMBER: _ClassVar[int]
     REACHABLE_FIELD_NUMBER: _ClassVar[int]
     RTT_MS_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     region: str
     reachable: bool
     rtt_ms: float
-    def __init__(self, region: _Optional[str] = ..., reachable: _Optional[bool] = ..., rtt_ms: _Optional[float] = ...) -> None: ...
+    paths: _containers.RepeatedCompositeFieldContainer[PathSeen]
+    queue_ms: float
+    def __init__(self, region: _Optional[str] = ..., reachable: _Optional[bool] = ..., rtt_ms: _Optional[float] = ..., paths: _Optional[_Iterable[_Union[PathSeen, _Mapping]]] = ..., queue_ms: _Optional[float] = ...) -> None: ...
+
+class PathSeen(_message.Message):
+    __slots__ = ("relay", "up", "state", "rtt_ms", "measured_rtt_ms", "jitter_ms", "loss_out", "loss_back", "since_s", "why", "exchanges")
+    RELAY_FIELD_NUMBER: _ClassVar[int]
+    UP_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    RTT_MS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_RTT_MS_FIELD_NUMBER: _ClassVar[int]
+    JITTER_MS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_OUT_FIELD_NUMBER: _ClassVar[int]
+    LOSS_BACK_FIELD_NUMBER: _ClassVar[int]
+    SINCE_S_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGES_FIELD_NUMBER: _ClassVar[int]
+    relay: str
+    up: bool
+    state: str
+    rtt_ms: float
+    measured_rtt_ms: float
+    jitter_ms: float
+    loss_out: float
+    loss_back: float
+    since_s: float
+    why: str
+    exchanges: int
+    def __init__(self, relay: _Optional[str] = ..., up: _Optional[bool] = ..., state: _Optional[str] = ..., rtt_ms: _Optional[float] = ..., measured_rtt_ms: _Optional[float] = ..., jitter_ms: _Optional[float] = ..., loss_out: _Optional[float] = ..., loss_back: _Optional[float] = ..., since_s: _Optional[float] = ..., why: _Optional[str] = ..., exchanges: _Optional[int] = ...) -> None: ...
+
+class PathEvent(_message.Message):
+    __slots__ = ("at_s", "region", "before", "after", "why")
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    at_s: float
+    region: str
+    before: str
+    after: str
+    why: str
+    def __init__(self, at_s: _Optional[float] = ..., region: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("lease", "ttl_s", "interval_s", "registered", "detail")
