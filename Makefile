@@ -3,7 +3,7 @@
 #   make lab     the whole world on one machine: etcd, control plane, DNS, edges, cores, clients
 #   make test    the test suite
 #   make check   linters, types, import layers
-#   make bench   benchmarks against peers (NAME=forward|cache|dns|engine, JSON=file)
+#   make bench   benchmarks against peers (NAME=forward|streams|cache|dns|engine, JSON=file)
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -67,7 +67,7 @@ proto: $(VENV)/.dev
 	@$(BIN)/python -m topology.wire.generate
 
 bench: $(VENV)/.dev
-	@test -n "$(NAME)" || { echo "Which one? make bench NAME=$$(ls benchmarks | sed -n 's/^\([a-z]*\)\.py$$/\1/p' | grep -vE 'harness|subscribers' | paste -sd'|')"; exit 2; }
+	@test -n "$(NAME)" || { echo "Which one? make bench NAME=$$(ls benchmarks | sed -n 's/^\([a-z]*\)\.py$$/\1/p' | grep -vE 'harness|subscribers|stamps' | paste -sd'|')"; exit 2; }
 	@echo "== Benchmark $(NAME) (peers are installed under .bench/)"
 	@$(BIN)/python -m benchmarks.$(NAME) $(if $(JSON),--json $(JSON)) $(BENCH_ARGS)
 

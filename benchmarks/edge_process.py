@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.harness import Process, Ran, free_port, run_generator
+from benchmarks.harness import ROOT, Process, Ran, free_port, run_generator
 from control_plane.pki import authority
 from runtime.identity import Principal
 from topology import api_key
@@ -43,18 +43,33 @@ def question(**extra: Any) -> bytes:
 
 
 class Site:
-    """Identities, settings and processes under one folder."""
+    """Identities, settings and processes under one folder.
 
-    def __init__(self, directory: Path, *, cache_ttl_s: float = 3600.0) -> None:
+    `code`: the checkout that the processes run, when it is not this one; `name` begins the names
+    of their logs.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        cache_ttl_s: float = 3600.0,
+        context_tokens: int = 2048,
+        code: Path = ROOT,
+        name: str = "",
+    ) -> None:
         self.directory = directory
         self._cache_ttl_s = cache_ttl_s
+        self._context_tokens = context_tokens
+        self._code = code
+        self._name = name
         self.http_port = free_port()
         self.overlay_port = free_port()
         self.url = f"http://127.0.0.1:{self.http_port}{PATH}"
         authority.create_ca(directory / "ca")
 
-    def start_core(self) -> Process:
-        """The real core with the simulated engine, without service time."""
+    def start_core(self, module: str = "region_core", **more: Any) -> Process:
+        """The real core with the simulated engine; without service time unless `more` says so."""
         settings = self._write("core", {
             "region": REGION,
             "identity": self._identity("core", REGION),
@@ -62,9 +77,9 @@ class Site:
             "engine": "sim",
             "sim": {"instant": True},
             "model": MODEL,
+            **more,
         })  # fmt: skip
-        command = [sys.executable, "-m", "region_core", "run", "--settings", str(settings)]
-        return Process("core", command)
+        return self._start("core", module, *(["run"] if module == "region_core" else []), settings)
 
     def start_edge(self) -> Process:
         """One worker, on the snapshot on disk; ready when this returns."""
@@ -77,10 +92,15 @@ class Site:
             "port": self.http_port,
             "log_level": "warning",
         })  # fmt: skip
-        command = [sys.executable, "-m", "edge_node", "run", "--settings", str(settings)]
-        process = Process("edge", command)
+        process = self._start("edge", "edge_node", "run", settings)
         process.wait_until(lambda: _status(f"http://127.0.0.1:{self.http_port}/readyz") == 200)
         return process
+
+    def _start(self, role: str, module: str, *words: str | Path) -> Process:
+        *verbs, settings = map(str, words)
+        command = [sys.executable, "-m", module, *verbs, "--settings", settings]
+        env = {"PYTHONPATH": str(self._code)}
+        return Process(self._name + role, command, cwd=self._code, env=env)
 
     def _identity(self, role: str, name: str) -> dict[str, str]:
         folder = self.directory / role / name
@@ -100,7 +120,7 @@ class Site:
             ("EdgeSite", EDGE): place | {"addresses": ["127.0.0.1"]},
             ("Model", MODEL): {
                 "regions": [REGION],
-                "context_tokens": 2048,
+                "context_tokens": self._context_tokens,
                 "cache_ttl_s": self._cache_ttl_s,
             },
             ("Route", "all"): {"models": ["*"], "tenants": ["*"], "regions": [REGION]},

@@ -161,11 +161,7 @@ class Process:
 
     def rss_mib(self) -> float:
         """Resident memory of the process and its living descendants."""
-        pages = 0
-        for pid in process_tree(self.pid):
-            with contextlib.suppress(OSError):
-                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return rss_mib(self.pid)
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """SIGTERM; SIGKILL for the whole group if that does not help."""
@@ -272,6 +268,15 @@ def cpu_s(pid: int) -> float:
             fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
             total += sum(int(ticks) for ticks in fields[11:15])
     return total / _TICKS_PER_S
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of `pid` and its living descendants."""
+    pages = 0
+    for member in process_tree(pid):
+        with contextlib.suppress(OSError):
+            pages += int(Path(f"/proc/{member}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @dataclass(frozen=True)

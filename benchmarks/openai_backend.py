@@ -12,21 +12,9 @@ from typing import Any
 from granian.constants import HTTPModes, Interfaces, Loops
 from granian.server import Server
 
-from benchmarks.edge_process import MODEL
+from benchmarks.router_pages import PAGES
 
 JSON = [("content-type", "application/json")]
-# What vllm-router and sglang-router ask of a worker when they start.
-MODELS = b'{"object":"list","data":[{"id":"%s","object":"model"}]}' % MODEL.encode()
-INFO = b'{"model_path":"%s","is_generation":true,"tokenizer_path":""}' % MODEL.encode()
-PAGES = {
-    "/health": b"{}",
-    "/health_generate": b"{}",
-    "/v1/models": MODELS,
-    "/get_model_info": INFO,
-    "/model_info": INFO,
-    "/get_server_info": INFO,
-    "/server_info": INFO,
-}
 ANSWER = Path(sys.argv[2]).read_bytes() if len(sys.argv) > 2 else b""
 
 
