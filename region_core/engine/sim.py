@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -27,6 +28,7 @@ END = 0
 VOCABULARY = 4 << 24
 _TOKEN_BYTES = 3
 _ANSWERS = 256
+_HANG_S = 0.02  # how soon it notices that it may go on
 _WORDS = tuple(
     "the a one ship wind sail port star coast wave gull map rope tide lamp "  # noqa: SIM905
     "calm swift north south east west steady früh día 海 🌊 ⛵ and then again "
@@ -43,6 +45,7 @@ class SimSettings(Struct, frozen=True, forbid_unknown_fields=True):
     step_ms_per_sequence: Annotated[float, Meta(ge=0)] = 0.7  # for each further sequence
     answer_tokens_min: Annotated[int, Meta(ge=1)] = 24  # of answers that end by themselves;
     answer_tokens_max: Annotated[int, Meta(ge=1, le=4096)] = 96  # they end with a whole word
+    hang_while: Path | None = None  # while this file exists, no step ends: an engine half dead
 
 
 class SimTokenizer:
@@ -100,6 +103,8 @@ class SimEngine:
 
     def step(self, step: Step) -> Mapping[int, int]:
         self._never.wait(self._service_s(step))
+        while self._hangs:
+            self._never.wait(_HANG_S)
         tokens = {}
         for slot in (*step.decodes, *(chunk.slot for chunk in step.chunks if chunk.last)):
             answer, index = self._slots[slot]
@@ -112,6 +117,11 @@ class SimEngine:
 
     def close(self) -> None:
         self._slots.clear()
+
+    @property
+    def _hangs(self) -> bool:
+        hang = self._settings.hang_while
+        return hang is not None and hang.exists()
 
     def _service_s(self, step: Step) -> float:
         settings = self._settings

@@ -1,0 +1,116 @@
+"""The faults of the failover benchmark: how each begins, how it ends, and whom it hits."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from benchmarks.failover_streams import TokenStream
+from benchmarks.failover_world import World
+
+STOPPED_MS = 1000.0  # more where a region answers nothing but did not close either
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is struck: a link from an edge, a region, or the relay of an edge's path.
+
+    `share`: of one edge's streams, how many must be on it before it is struck.
+    """
+
+    region: str
+    edge: str = ""  # "": all of them
+    relay: str = ""
+    share: float = 0.5
+
+    @property
+    def name(self) -> str:
+        if self.relay:
+            return f"{self.relay} between {self.edge} and {self.region}"
+        return f"{self.edge}-{self.region}" if self.edge else self.region
+
+    def hits(self, stream: TokenStream) -> bool:
+        """Whether a stream is on it, by what its headers said."""
+        if stream.region != self.region or (self.edge and stream.edge != self.edge):
+            return False
+        if self.relay:
+            return stream.path == f"via {self.relay}"
+        return not self.edge or stream.path == "direct"
+
+
+Act: TypeAlias = Callable[[World, Target], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`hold_s`: how long it lasts. `grace_ms`: what the bound adds for it."""
+
+    name: str
+    begin: Act
+    end: Act
+    targets: tuple[Target, ...]
+    hold_s: float = 2.0
+    grace_ms: float = 0.0
+    world: str = "published"
+
+
+def _link(direction: str, **figures: float | bool) -> tuple[Act, Act]:
+    mended = {name: type(value)(0) for name, value in figures.items()}
+
+    async def begin(world: World, target: Target) -> None:
+        await world.set_link(f"{target.edge}-{target.region}", direction, **figures)
+
+    async def end(world: World, target: Target) -> None:
+        await world.set_link(f"{target.edge}-{target.region}", direction, **mended)
+
+    return begin, end
+
+
+async def _kill(world: World, target: Target) -> None:
+    world.kill(f"core-{target.relay or target.region}")
+
+
+async def _again(world: World, target: Target) -> None:
+    world.again(f"core-{target.relay or target.region}")
+
+
+async def _stop(world: World, target: Target) -> None:
+    world.signal(f"core-{target.region}", signal.SIGSTOP)
+
+
+async def _go_on(world: World, target: Target) -> None:
+    world.signal(f"core-{target.region}", signal.SIGCONT)
+
+
+async def _hang(world: World, target: Target) -> None:
+    world.hang(target.region)
+
+
+async def _release(world: World, target: Target) -> None:
+    world.unhang(target.region)
+
+
+LINKS = (
+    Target("singapore", "tokyo"),
+    Target("dubai", "mumbai"),
+    Target("frankfurt", "london"),
+)
+REGIONS = (Target("singapore"), Target("dubai"), Target("frankfurt"))
+RELAYS = (
+    Target("dubai", "london", "frankfurt"),
+    Target("dubai", "tokyo", "singapore"),
+)
+
+_ALL = (
+    Fault("link_cut", *_link("both", cut=True), LINKS),
+    Fault("cut_out", *_link("out", cut=True), LINKS),
+    Fault("cut_back", *_link("back", cut=True), LINKS),
+    Fault("loss_30", *_link("both", loss=0.3), LINKS, hold_s=3.0),
+    Fault("region_sigkill", _kill, _again, REGIONS, hold_s=1.5),
+    Fault("region_sigstop", _stop, _go_on, REGIONS, hold_s=3.0, grace_ms=STOPPED_MS),
+    Fault("engine_hangs", _hang, _release, REGIONS, hold_s=3.0, grace_ms=STOPPED_MS),
+    Fault("relay_sigkill", _kill, _again, RELAYS, hold_s=1.5, world="internet"),
+)
+FAULTS = {fault.name: fault for fault in _ALL}
