@@ -9,6 +9,7 @@ import yaml
 from msgspec import Struct
 
 from control_plane.pki import create_ca, issue
+from lab.wan import control as wan_control
 from lab.world import (
     ADMIN_PORT,
     CORE_HTTP_PORT,
@@ -94,7 +95,7 @@ def write(
         cores=cores,
         edges=edges,
         dns=_write(config / "dns.yaml", _dns(identity("dns", "ns1"), prefixes, directory)),
-        wan=_write(config / "wan.yaml", _wan()),
+        wan=_write(config / "wan.yaml", _wan(directory)),
         resources=_write_all(directory / "resources.yaml", resources(key_hashes)),
         context=_write(
             directory / "context.yaml",
@@ -145,8 +146,9 @@ def _dns(identity: dict[str, str], prefixes: Path, directory: Path) -> dict[str,
     }
 
 
-def _wan() -> dict[str, Any]:
+def _wan(directory: Path) -> dict[str, Any]:
     return {
+        "control": str(directory / wan_control.SOCKET),
         "links": [
             {
                 "name": path.name,

@@ -1,11 +1,9 @@
-"""The WAN emulator: distance is what it says, loss is seeded, order is kept, cuts cut."""
+"""The WAN emulator's decisions: distance is what it says, loss is seeded, order is kept."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -14,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.errors import LabError
-from lab.wan import MAX_UNDER_WAY, DelayLine, Direction, Impairment, Wan, WanLink, WanSettings
+from lab.wan.delay_line import DelayLine
+from lab.wan.figures import Figures, Flap, WanLink, WanSettings, checked
+from lab.wan.flapping import Flapping
+from lab.wan.held import Held
+from lab.wan.impairment import HEADERS_BYTES, Impairment
+from lab.wan.relay import MAX_UNDER_WAY, Direction
+from lab.wan.timer import LoopTimer
+from runtime import settings
+from runtime.clock import SystemClock
 
 
 def link(**figures: Any) -> WanLink:
@@ -25,140 +31,198 @@ def link(**figures: Any) -> WanLink:
 @given(
     st.floats(0, 400),
     st.floats(0, 100),
+    st.floats(0, 1e9),
     st.lists(st.floats(0, 0.05), min_size=1, max_size=50),
     st.integers(0, 1000),
 )
 def test_packets_stay_in_order_and_none_is_early(
-    rtt_ms: float, jitter_ms: float, gaps: list[float], seed: int
+    latency_ms: float, jitter_ms: float, bandwidth: float, gaps: list[float], seed: int
 ) -> None:
-    impairment = Impairment(link(rtt_ms=rtt_ms, jitter_ms=jitter_ms), Random(seed))
+    figures = Figures(latency_ms=latency_ms, jitter_ms=jitter_ms, bandwidth_bit_per_s=bandwidth)
+    impairment = Impairment(figures, str(seed))
     now, last = 100.0, 0.0
     for gap in gaps:
         now += gap
-        due = impairment.arrival(now)
-        assert due is not None
-        assert due >= last
-        assert due >= now + rtt_ms / 2000
-        last = due
+        for due in impairment.arrivals(now, 1000):
+            assert due >= last
+            assert due >= now + latency_ms / 1000
+            last = due
 
 
-def test_loss_is_seeded() -> None:
-    def lost(seed: int) -> list[bool]:
-        impairment = Impairment(link(loss=0.3), Random(seed))
-        return [impairment.arrival(0.0) is None for _ in range(2000)]
+def fates(figures: Figures, seed: str, count: int = 2000) -> list[int]:
+    impairment = Impairment(figures, seed)
+    return [len(impairment.arrivals(float(index), 100)) for index in range(count)]
 
-    assert lost(1) == lost(1)
-    assert lost(1) != lost(2)
-    assert 0.25 < sum(lost(1)) / 2000 < 0.35
+
+def test_fate_is_seeded() -> None:
+    figures = Figures(loss=0.3, duplicate=0.1)
+    assert fates(figures, "1") == fates(figures, "1")
+    assert fates(figures, "1") != fates(figures, "2")
+    assert 0.25 < fates(figures, "1").count(0) / 2000 < 0.35
+    assert 0.04 < fates(figures, "1").count(2) / 2000 < 0.1
+
+
+def test_the_nth_packets_fate_is_the_same_whatever_was_set_before_it() -> None:
+    plain, busy = Impairment(Figures(), "1"), Impairment(Figures(jitter_ms=9, cut=True), "1")
+    for index in range(500):
+        plain.arrivals(float(index), 100)
+        busy.arrivals(float(index), 100)
+    for impairment in (plain, busy):
+        impairment.use(Figures(loss=0.5), 500.0)
+    later = [[len(i.arrivals(500.0, 100)) for _ in range(200)] for i in (plain, busy)]
+    assert later[0] == later[1]
+
+
+def test_jitter_spreads_over_what_it_says() -> None:
+    impairment = Impairment(Figures(latency_ms=10, jitter_ms=20), "1")
+    late = [impairment.arrivals(float(n), 100)[0] - n for n in range(1, 1000)]
+    assert 0.01 <= min(late) < 0.011 and 0.029 < max(late) <= 0.03
+
+
+def test_bandwidth_spaces_packets_and_drops_what_does_not_fit() -> None:
+    # 1000 bytes on the wire take 8 ms at 1 Mbit/s; the queue has room for five of them.
+    figures = Figures(latency_ms=10, bandwidth_bit_per_s=1e6, queue_ms=40)
+    impairment = Impairment(figures, "1")
+    due = [impairment.arrivals(100.0, 1000 - HEADERS_BYTES) for _ in range(8)]
+    times = [round((arrival[0] - 100.0) * 1000) for arrival in due if arrival]
+    assert times == [18, 26, 34, 42, 50]
+    assert impairment.dropped.overflowed == 3
+    assert impairment.arrivals(100.008, 1000 - HEADERS_BYTES)  # one left, and one has room
+
+
+def test_a_queue_in_bytes() -> None:
+    figures = Figures(bandwidth_bit_per_s=1e6, queue_bytes=2000)
+    impairment = Impairment(figures, "1")
+    taken = [bool(impairment.arrivals(1.0, 1000 - HEADERS_BYTES)) for _ in range(4)]
+    assert taken == [True, True, False, False]
+
+
+def test_an_empty_queue_takes_a_packet_that_is_larger_than_it() -> None:
+    impairment = Impairment(Figures(bandwidth_bit_per_s=10_000, queue_ms=1), "1")
+    assert impairment.arrivals(1.0, 1350) and not impairment.arrivals(1.0, 1350)
+
+
+def test_what_waits_holds_up_nobody_once_the_bandwidth_is_back() -> None:
+    impairment = Impairment(Figures(bandwidth_bit_per_s=10_000, queue_ms=5000), "1")
+    assert impairment.arrivals(1.0, 1250)[0] > 2.0
+    impairment.use(Figures(latency_ms=10), 1.5)
+    assert impairment.arrivals(1.5, 1250) == (1.51,)
+
+
+def test_a_shorter_way_is_shorter_at_once() -> None:
+    impairment = Impairment(Figures(latency_ms=5000), "1")
+    assert impairment.arrivals(1.0, 100) == (6.0,)
+    impairment.use(Figures(latency_ms=10), 1.5)
+    assert impairment.arrivals(1.5, 100) == (1.51,)
+
+
+def test_reordered_packets_are_overtaken() -> None:
+    impairment = Impairment(Figures(latency_ms=10, reorder=0.2), "1")
+    due = [impairment.arrivals(100 + n / 1000, 100)[0] for n in range(1000)]
+    overtaken = sum(a > b for a, b in pairwise(due))
+    assert impairment.reordered > 100 and overtaken > 50
+    assert max(d - 100 - n / 1000 for n, d in enumerate(due)) <= 0.0201
+
+
+def test_flapping_in_turn() -> None:
+    flapping = Flapping(Flap(2000, 500), 10.0, Random(1))
+    seen = {t: flapping.up(t) for t in (10.0, 11.9, 12.1, 12.4, 12.6, 14.4, 14.6, 15.1)}
+    assert [t for t, up in seen.items() if not up] == [12.1, 12.4, 14.6]
+
+
+def test_random_flapping_has_the_means_it_says_and_is_seeded() -> None:
+    def ups(seed: int) -> list[bool]:
+        flapping = Flapping(Flap(300, 100, random=True), 0.0, Random(seed))
+        return [flapping.up(n / 100) for n in range(20_000)]
+
+    assert ups(1) == ups(1) != ups(2)
+    assert 0.65 < sum(ups(1)) / 20_000 < 0.85
+
+
+def test_directions_that_share_a_seed_flap_together() -> None:
+    figures = Figures(flap=Flap(300, 100, random=True))
+    ways = [Impairment(figures, seed, "together") for seed in ("out", "back")]
+    seen = [[way.up(n / 50) for n in range(1000)] for way in ways]
+    assert seen[0] == seen[1] and not all(seen[0])
+
+
+def test_what_is_set_for_a_while_ends_and_what_lasts_comes_back() -> None:
+    held = Held(Figures(latency_ms=10))
+    held.set({"loss": 0.1})
+    held.set({"loss": 0.5, "cut": True}, until=20.0)
+    assert (held.at(19).loss, held.at(19).cut) == (0.5, True)
+    assert held.left_s(15) == {"loss": 5.0, "cut": 5.0}
+    held.set({"cut": False})  # for good: nothing brings the cut back
+    assert (held.at(19).loss, held.at(19).cut) == (0.5, False)
+    assert held.at(20) == Figures(latency_ms=10, loss=0.1)
+    held.reset()
+    assert held.at(21) == Figures(latency_ms=10)
+
+
+@pytest.mark.parametrize(
+    ("figures", "says"),
+    [
+        ({"loss": 1.5}, "loss"),
+        ({"loss": -0.1}, "loss"),
+        ({"latency_ms": float("nan")}, "latency_ms"),
+        ({"latency_ms": "far"}, "latency_ms"),
+        ({"lost": 0.1}, "no figure 'lost'"),
+        ({"flap": {"up_ms": 0, "down_ms": 100}}, "up_ms"),
+        ({"flap": Flap(1, 1)}, "up_ms"),
+        ({"rtt_ms": 10, "latency_ms": 10}, "both given"),
+        ({"bandwidth_bit_per_s": float("inf")}, "bandwidth"),
+    ],
+)
+def test_figures_that_cannot_be(figures: dict[str, Any], says: str) -> None:
+    with pytest.raises(LabError, match=says):
+        checked(figures)
+
+
+@pytest.mark.parametrize("same", ["name", "listen"])
+def test_links_that_collide(same: str, tmp_path: Any) -> None:
+    one = {"name": "a", "listen": "127.0.0.1:1", "target": "127.0.0.1:9"}
+    two = {"name": "b", "listen": "127.0.0.1:2", "target": "127.0.0.1:9", same: one[same]}
+    file = tmp_path / "wan.yaml"
+    file.write_text(repr({"links": [one, two]}))
+    with pytest.raises(Exception, match=f"two links have the {same}"):
+        settings.load(WanSettings, file)
+
+
+def test_asymmetry_in_settings() -> None:
+    made = link(rtt_ms=80, out=Figures(latency_ms=70, loss=0.1))
+    assert made.figures("out") == Figures(latency_ms=70, loss=0.1)
+    assert made.figures("back") == Figures(latency_ms=40)
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.got: list[list[bytes]] = []
+
+    def arrive(self, datagrams: list[bytes]) -> None:
+        self.got.append(list(datagrams))
 
 
 async def test_what_is_under_way_is_bounded() -> None:
     line = DelayLine(asyncio.get_running_loop())
-    direction = Direction(link(rtt_ms=60_000), line, Random(1))
-    for _ in range(MAX_UNDER_WAY + 10):
-        direction.carry(0.0, lambda: None)
-    assert direction.overflowed == 10
+    direction = Direction(Figures(latency_ms=60_000), line, "1")
+    direction.carry(0.0, [b"x"] * (MAX_UNDER_WAY + 10), Sink())  # type: ignore[arg-type]
+    counters = direction.counters
+    assert (counters.overflowed, counters.under_way) == (10, MAX_UNDER_WAY)
     line.close()
 
 
-class Echo(asyncio.DatagramProtocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        self.transport.sendto(data, addr)
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def world(**figures: Any) -> AsyncIterator[tuple[Wan, socket.socket, Any]]:
-    """An emulated link to an echo server, and a client's socket connected to the link."""
-    loop = asyncio.get_running_loop()
-    echo, _ = await loop.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
-    target = echo.get_extra_info("sockname")[1]
-    listen = free_port()
-    wanted = link(listen=f"127.0.0.1:{listen}", target=f"127.0.0.1:{target}", **figures)
-    wan = Wan(WanSettings(links=(wanted,)))
-    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    client.setblocking(False)
-    client.connect(("127.0.0.1", listen))
-    try:
-        yield wan, client, echo
-    finally:
-        client.close()
-        wan.close()
-        echo.close()
-
-
-async def round_trip_ms(client: socket.socket, data: bytes = b"ping") -> float:
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
-    await loop.sock_sendall(client, data)
-    answer = await asyncio.wait_for(loop.sock_recv(client, 65_535), 2)
-    assert answer == data
-    return (loop.time() - begun) * 1000
-
-
-async def test_the_round_trip_is_what_the_link_says() -> None:
-    async with world(rtt_ms=80) as (_, client, _echo):
-        times = [await round_trip_ms(client) for _ in range(5)]
-        assert min(times) >= 79
-        assert min(times) < 95  # the machine may be busy; the best of five is the link's own
-
-
-async def test_a_burst_arrives_in_order() -> None:
-    async with world(rtt_ms=20, jitter_ms=5) as (_, client, _echo):
-        loop = asyncio.get_running_loop()
-        sent = [index.to_bytes(4, "big") for index in range(200)]
-        for data in sent:
-            await loop.sock_sendall(client, data)
-        got = [await asyncio.wait_for(loop.sock_recv(client, 64), 2) for _ in sent]
-        assert got == sent
-
-
-async def test_a_cut_link_carries_nothing_until_it_is_mended() -> None:
-    async with world(rtt_ms=5) as (wan, client, _echo):
-        await round_trip_ms(client)
-        wan.relays["l"].set(cut=True)
-        with pytest.raises(TimeoutError):
-            await round_trip_ms(client)
-        wan.relays["l"].set(cut=False, rtt_ms=1)
-        await round_trip_ms(client)
-        assert wan.relays["l"].out.lost == 1
-
-
-async def test_clients_that_went_away_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lab.wan.PEER_IDLE_S", 0.05)
-    async with world() as (wan, client, _echo):
-        await round_trip_ms(client)
-        port = wan.relays["l"].link.listen
-        for _ in range(3):
-            await asyncio.sleep(0.1)
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-                other.setblocking(False)
-                other.connect(("127.0.0.1", int(port.rpartition(":")[2])))
-                await round_trip_ms(other)
-            assert len(wan.relays["l"]._peers) == 1
-
-
-async def test_a_dead_target_is_counted_and_its_return_noticed() -> None:
-    async with world() as (wan, client, echo):
-        await round_trip_ms(client)
-        echo.close()
-        await asyncio.sleep(0.05)
-        loop = asyncio.get_running_loop()
-        for _ in range(3):
-            await loop.sock_sendall(client, b"anyone?")
-            await asyncio.sleep(0.05)
-        assert wan.relays["l"].out.refused > 0
-
-
-async def test_a_busy_address_is_named() -> None:
-    async with world() as (wan, _client, _echo):
-        with pytest.raises(LabError, match="cannot listen"):
-            Wan(WanSettings(links=(wan.relays["l"].link,)))
+@pytest.mark.parametrize("timer", [None, LoopTimer])
+async def test_the_line_keeps_times_and_puts_together_what_leaves_together(timer: Any) -> None:
+    loop, clock = asyncio.get_running_loop(), SystemClock()
+    line = DelayLine(loop, clock, **({"timer": timer} if timer else {}))
+    one, other = Sink(), Sink()
+    begun = clock.now()
+    line.add(begun + 0.05, one, [b"2"])
+    line.add(begun + 0.02, one, [b"1"])
+    line.add(begun + 0.05, one, [b"3"])
+    line.add(begun + 0.05, other, [b"4"])
+    while not other.got:
+        await asyncio.sleep(0.001)
+    assert clock.now() - begun >= 0.0495
+    assert one.got == [[b"1"], [b"2", b"3"]] and other.got == [[b"4"]]
+    line.close()
