@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from topology.latency import published_rtt_ms
-from topology.path_score import Score, rank
+from topology.path_score import Score, ms_of, rank
 from topology.resources import Key
 from topology.snapshot import Snapshot
 
@@ -39,7 +39,9 @@ def candidates(
         if there_ms is None:
             there_ms = expected_rtt_ms(snapshot, edge, relay)
         seen[relay] = Score(there_ms + onward.rtt_ms if there_ms is not None else None)
-    return rank(tuple(relay for relay in kept if relay in seen), seen, rules)[:limit]
+    order = [relay for relay in kept if relay in seen]
+    order += sorted(seen.keys() - set(order), key=lambda relay: (ms_of(seen[relay]), relay))
+    return rank(order, seen, rules)[:limit]
 
 
 def expected_rtt_ms(snapshot: Snapshot, edge: str, region: str) -> float | None:

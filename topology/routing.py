@@ -16,7 +16,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
-from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -25,28 +24,12 @@ from topology.demand import class_of
 from topology.demand import route_for as route_for
 from topology.demand import selects as selects
 from topology.directive import NONE, Directive
-from topology.paths import PathView
+from topology.paths import name_of
+from topology.reach import UNKNOWN_RTT_MS as UNKNOWN_RTT_MS
+from topology.reach import RegionView as RegionView
+from topology.reach import Relays, Views, reach
 from topology.resources import Key, ModelSpec, OverrideSpec, RouteSpec, TenantSpec
 from topology.snapshot import Snapshot
-
-# A region that nobody measured and no link describes still has to be sorted somewhere.
-UNKNOWN_RTT_MS = 1_000.0
-
-
-class RegionView(Struct, frozen=True):
-    """What one edge sees of one region now. `rtt_ms` None: not measured yet.
-
-    `paths`: its ways there, in the order of preference; none: straight, by the other two fields.
-    `queue_ms`: how long the region said that requests wait there.
-    """
-
-    reachable: bool
-    rtt_ms: float | None = None
-    paths: tuple[PathView, ...] = ()
-    queue_ms: float = 0.0
-
-
-Views: TypeAlias = Mapping[str, RegionView]
 
 
 class Candidate(Struct, frozen=True):
@@ -248,7 +231,8 @@ class _Way(Struct, frozen=True):
     exclusion: Exclusion | None
     override: Exclusion | None
     drained: float
-    reachable: bool
+    unreachable: str  # why this edge has no way there; "": it has
+    cost_ms: float  # what the nearest is by: the way there, and the queue at its end
 
 
 def _ways(
@@ -262,21 +246,37 @@ def _ways(
     directive: Directive,
 ) -> list[_Way]:
     ways = []
+    relays = Relays.for_tenant(snapshot, tenant, _emptied(snapshot, now_s, directive))
     for region, spec in snapshot.regions.items():
         exclusion = _exclusion(snapshot, region, spec.jurisdiction, route, model, tenant)
         held = standing(snapshot, region, now_s, directive) if exclusion is None else None
-        view = views.get(region)
+        view = views.get(region) if exclusion is None else None
         rank = route.regions.index(region) if exclusion is None else 0
+        found = reach(snapshot, edge, region, view, relays)
+        path = name_of(found.relay)
         way = _Way(
-            candidate=_candidate(snapshot, edge, region, view),
+            candidate=Candidate(
+                region, found.rtt_ms, path, found.why, relay=found.relay, others=found.others
+            ),
             rank=rank if route.prefer == "ordered" else 0,
             exclusion=exclusion,
             override=_override_exclusion(region, held) if held is not None else None,
             drained=held.percent / 100.0 if held is not None else 0.0,
-            reachable=view is None or view.reachable,
+            unreachable=found.unreachable,
+            cost_ms=found.cost_ms,
         )
         ways.append(way)
     return ways
+
+
+def _emptied(snapshot: Snapshot, now_s: float, directive: Directive) -> frozenset[str]:
+    """Regions that an override moves all requests away from."""
+    emptied = set()
+    for region in {override.region for override in snapshot.overrides.values()}:
+        held = standing(snapshot, region, now_s, directive)
+        if held is not None and held.percent >= 100.0:
+            emptied.add(region)
+    return frozenset(emptied)
 
 
 def _step(
@@ -322,8 +322,8 @@ def _sift(ways: list[_Way], below: float, down: set[str]) -> tuple[list[Exclusio
             excluded.append(way.exclusion)
         elif way.override is not None and way.drained >= below:
             excluded.append(way.override)
-        elif not way.reachable:
-            excluded.append(Exclusion(region, "unreachable", "this edge has no live path to it"))
+        elif way.unreachable:
+            excluded.append(Exclusion(region, "unreachable", way.unreachable))
         else:
             (doubtful if region in down else left).append(way)
     if left:
@@ -332,14 +332,16 @@ def _sift(ways: list[_Way], below: float, down: set[str]) -> tuple[list[Exclusio
         return excluded, left
     if doubtful or all(e.rule != "unreachable" for e in excluded):
         return excluded, doubtful
-    partly = [w for w in ways if w.exclusion is None and 0.0 < w.drained < 1.0 and w.reachable]
+    partly = [
+        w for w in ways if w.exclusion is None and 0.0 < w.drained < 1.0 and not w.unreachable
+    ]
     regions = {way.candidate.region for way in partly}
     return [e for e in excluded if e.region not in regions], partly
 
 
 def _rank(way: _Way, shares: Mapping[str, float]) -> tuple[float, int, float, str]:
     candidate = way.candidate
-    return -shares.get(candidate.region, 0.0), way.rank, candidate.rtt_ms, candidate.region
+    return -shares.get(candidate.region, 0.0), way.rank, way.cost_ms, candidate.region
 
 
 def _among(shares: Mapping[str, float], ways: list[_Way]) -> dict[str, float]:
@@ -393,15 +395,6 @@ def _exclusion(
 def _override_exclusion(region: str, held: Standing) -> Exclusion:
     verb = "drained" if held.override.action == "drain" else "failed over"
     return Exclusion(region, "override", f"{verb} ({held.percent:.3g}%): {held.override.reason}")
-
-
-def _candidate(snapshot: Snapshot, edge: str, region: str, view: RegionView | None) -> Candidate:
-    if view is not None and view.rtt_ms is not None:
-        return Candidate(region, view.rtt_ms, "direct", f"measured {view.rtt_ms:.0f} ms away")
-    link = snapshot.link(Key("EdgeSite", edge), Key("Region", region))
-    if link is not None:
-        return Candidate(region, link.rtt_ms, "direct", f"expected {link.rtt_ms:.0f} ms away")
-    return Candidate(region, UNKNOWN_RTT_MS, "direct", "no link declares its distance")
 
 
 def _refusal(excluded: list[Exclusion]) -> str:
