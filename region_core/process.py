@@ -8,6 +8,7 @@ from random import Random
 
 import msgspec
 
+from region_core import relaying
 from region_core.engine.base import Engine
 from region_core.engine.base import Limits as EngineLimits
 from region_core.engine.channel import Setup
@@ -71,6 +72,8 @@ class Core:
             self.ingress.on_exchange,
             settings=settings.overlay_server,
             clock=self._clock,
+            route=self._route,
+            relay=settings.relay,
         )
         self.identities.on_change(self.overlay.use)
         self.identities.start()
@@ -132,6 +135,9 @@ class Core:
             )
         log.info("configuration", revision=snapshot.revision)
 
+    def _route(self, region: str, turn: int) -> str | None:
+        return relaying.address_of(self.snapshot, self._settings.region, region, turn)
+
     def _samples(self) -> Iterable[Sample]:
         yield from samples(self.service.report(), self.service.counters, self.service.steps)
         said = self.service.engine.description
@@ -153,6 +159,8 @@ class Core:
             for name in counters.__struct_fields__:
                 text = "Of the overlay server."
                 yield Sample(f"tradewind_core_overlay_{name}_total", text, getattr(counters, name))
+            if self.overlay.relay is not None:
+                yield from relaying.samples(self.overlay.relay)
 
 
 class _RequestIds:

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from region_core.engine.sim import SimSettings
 from runtime.identity import IdentityFiles
 from topology.fields import HostPort, ModelName, Name
+from topology.overlay.relay import RelaySettings
 from topology.overlay.server import ServerSettings
 
 
@@ -75,6 +76,7 @@ class CoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     sim: SimSettings = SimSettings()
     scheduling: SchedulingSettings = SchedulingSettings()
     overlay_server: ServerSettings = ServerSettings()
+    relay: RelaySettings = RelaySettings()  # for other regions' datagrams
     control_plane: tuple[HostPort, ...] = ()  # none: the core serves without one
     state_dir: Path | None = None  # for the last good snapshot
     shutdown_grace_ms: Annotated[int, Meta(ge=0)] = 10_000  # for requests under way

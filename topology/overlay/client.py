@@ -20,10 +20,12 @@ from topology.overlay.connection import OverlayConnection
 from topology.overlay.driver import Driver
 from topology.overlay.errors import OverlayProtocolError, PathDown
 from topology.overlay.exchange import Exchange
+from topology.overlay.frames import Relayed
 from topology.overlay.liveness import Liveness
 from topology.overlay.session import ResetCode
 from topology.overlay.trust import Trust
 from topology.overlay.udp import Address, Batch, UdpPort
+from topology.overlay.via import Asking, relay_bytes
 
 log = logs.get("tunnel")
 
@@ -43,6 +45,7 @@ class Dialled(Struct):
     keep_alive_s: float
     dead_after_s: float
     dead_after_rtts: float
+    prefix: bytes = b""  # of each datagram, both ways: a relay's head
 
 
 class ClientConnection:
@@ -63,7 +66,8 @@ class ClientConnection:
         self._on_down = on_down
         self.up = False
         self.over = False
-        self.exchanges: dict[int, Exchange] = {}
+        self.exchanges: dict[int, Exchange | Asking] = {}
+        self.strays = 0  # datagrams without our prefix
         self._awaited_since: float | None = None
         self._distance = WindowedMin()
         self.quic = OverlayConnection(
@@ -95,10 +99,26 @@ class ClientConnection:
         least = self._distance.at(self._clock.now())
         return self.quic.rtt_s if least is None else least
 
+    @property
+    def target(self) -> tuple[socket.AddressFamily, Address]:
+        """Where its datagrams go."""
+        return self._dialled.family, self._dialled.address
+
     def open(self, data: bytes) -> Exchange:
         """Send a whole request on a stream of its own."""
         stream_id = self.quic.get_next_available_stream_id()
         exchange = Exchange(self._dialled.region, self, stream_id, self._dialled.window_bytes)
+        self._begin(stream_id, exchange, data)
+        return exchange
+
+    async def bind(self, region: str, turn: int) -> Relayed:
+        """Have the peer relay datagrams to a core of `region`."""
+        stream_id = self.quic.get_next_available_stream_id()
+        asking = Asking(self._dialled.region, self, stream_id)
+        self._begin(stream_id, asking, relay_bytes(region, turn))
+        return await asking.answer()
+
+    def _begin(self, stream_id: int, exchange: Exchange | Asking, data: bytes) -> None:
         if not self.exchanges:
             self._awaited_since = now = self._clock.now()
             self._liveness.asked(now)
@@ -106,7 +126,6 @@ class ClientConnection:
         self.exchanges[stream_id] = exchange
         self.quic.send_stream_data(stream_id, data, True)
         self._driver.mark()
-        return exchange
 
     def grant(self, stream_id: int, limit_bytes: int) -> None:
         self.quic.grant(stream_id, limit_bytes)
@@ -129,11 +148,14 @@ class ClientConnection:
     # The socket
 
     def _transmit(self, datagrams: list[bytes], _: Address) -> None:
+        prefix = self._dialled.prefix
+        if prefix:
+            datagrams = [prefix + data for data in datagrams]
         self.port.send(datagrams, None)
 
     def _received(self, batch: Batch) -> None:
         now = self._clock.now()
-        self._driver.receive([data for data, _ in batch], self._dialled.address, now)
+        self._driver.receive(self._stripped(batch), self._dialled.address, now)
         if self.quic.heard_s == now:  # something of it was the region's, not a forger's
             self._liveness.heard(now)
         latest = self.quic.latest_rtt_s
@@ -144,6 +166,16 @@ class ClientConnection:
             self._check_by(now)
             self._on_up()
         self._driver.step()
+
+    def _stripped(self, batch: Batch) -> list[bytes]:
+        """What came with our prefix, without it."""
+        prefix = self._dialled.prefix
+        if not prefix:
+            return [data for data, _ in batch]
+        size = len(prefix)
+        found = [data[size:] for data, _ in batch if len(data) > size and data.startswith(prefix)]
+        self.strays += len(batch) - len(found)
+        return found
 
     def _failed(self, error: Exception) -> None:
         log.error("a connection failed from inside", region=self._dialled.region, error=repr(error))

@@ -13,7 +13,7 @@ from runtime.identity import Principal
 from topology.overlay.connection import OverlayConnection
 from topology.overlay.driver import Driver
 from topology.overlay.errors import OverlayProtocolError
-from topology.overlay.frames import Accept, End, Failure, Request, Tokens
+from topology.overlay.frames import Accept, End, Failure, Relay, Relayed, Request, Tokens
 from topology.overlay.session import Arrival, ResetCode, ServerSession, reset_code
 
 if TYPE_CHECKING:
@@ -80,6 +80,39 @@ class ServerExchange:
                 self.on_cancel()
 
 
+class RelayAsked:
+    """A peer's RELAY, and the way to answer it."""
+
+    __slots__ = ("_connection", "_session", "_stream_id", "cancelled", "host", "peer", "relay")
+
+    def __init__(
+        self,
+        connection: PeerConnection,
+        stream_id: int,
+        session: ServerSession,
+        relay: Relay,
+        peer: Principal,
+    ) -> None:
+        self.relay = relay
+        self.peer = peer
+        address = connection.quic.get_peer_address()
+        self.host = str(address[0]) if address else ""  # where its datagrams come from
+        self.cancelled = False
+        self._connection = connection
+        self._stream_id = stream_id
+        self._session = session
+
+    def answer(self, frame: Relayed | Failure) -> None:
+        """Once. After a cancel it does nothing."""
+        if not self.cancelled:
+            data, fin = self._session.send(frame)
+            self._connection.reply(self._stream_id, data, fin, len(data))
+
+    def cancel(self) -> None:
+        """The client is gone, or gave up."""
+        self.cancelled = True
+
+
 class _Arriving(Struct):
     """A request that is not whole yet."""
 
@@ -97,7 +130,7 @@ class PeerConnection:
         self.since = now
         self.up = False
         self.connection_ids: set[bytes] = set()
-        self.exchanges: dict[int, ServerExchange] = {}
+        self.exchanges: dict[int, ServerExchange | RelayAsked] = {}
         self.arriving: dict[int, _Arriving] = {}  # in the order of their beginning
         self._held = 0  # bytes of requests that are not whole
         self._server = server
@@ -179,8 +212,13 @@ class PeerConnection:
             self._held -= held
             self._server.hold(-held)
 
-    def _begin(self, stream_id: int, session: ServerSession, arrival: Arrival) -> None:
+    def _begin(self, stream_id: int, session: ServerSession, arrival: Arrival | Relay) -> None:
         assert self.quic.peer is not None
+        if isinstance(arrival, Relay):
+            asked = RelayAsked(self, stream_id, session, arrival, self.quic.peer)
+            self.exchanges[stream_id] = asked
+            self._server.relay_asked(asked)
+            return
         exchange = ServerExchange(self, stream_id, session, arrival, self.quic.peer)
         self.exchanges[stream_id] = exchange
         self._server.begin(exchange)

@@ -15,8 +15,14 @@ from runtime import logs
 from runtime.clock import Clock, SystemClock
 from runtime.identity import Identity
 from topology.overlay.connection import OverlayConnection, configure
-from topology.overlay.frames import Failure
-from topology.overlay.peer import FIRST_WINDOW_BYTES, PeerConnection, ServerExchange
+from topology.overlay.frames import Failure, Relayed
+from topology.overlay.peer import (
+    FIRST_WINDOW_BYTES,
+    PeerConnection,
+    RelayAsked,
+    ServerExchange,
+)
+from topology.overlay.relay import NO_RELAY, RelaySettings, Route, UdpRelay
 from topology.overlay.trust import Trust
 from topology.overlay.udp import Address, Batch, UdpPort
 
@@ -101,6 +107,8 @@ class OverlayServer:
         self._refusals = _Refusals(clock)
         self._udp: UdpPort | None = None
         self._sweep: asyncio.TimerHandle | None = None
+        self.relay: UdpRelay | None = None
+        self._binding: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def serve(
@@ -113,10 +121,13 @@ class OverlayServer:
         allowed_roles: Collection[str] = ("edge", "core"),
         settings: ServerSettings | None = None,
         clock: Clock | None = None,
+        route: Route | None = None,
+        relay: RelaySettings | None = None,
     ) -> OverlayServer:
         """Bind and serve; `port` 0 takes a free one, see `.port`. Raises `OSError`.
 
-        `on_exchange` is called on the event loop once a request is whole.
+        `on_exchange` is called on the event loop once a request is whole. With a `route` the
+        server is also a relay.
         """
         server = cls(
             identity, on_exchange, allowed_roles, settings or ServerSettings(),
@@ -126,6 +137,9 @@ class OverlayServer:
         infos = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         family, _, _, _, address = infos[0]
         server._udp = UdpPort.bind(loop, family, address, server._received)
+        if route is not None:
+            asked = relay or RelaySettings()
+            server.relay = UdpRelay(loop, server.clock, route, asked, server._udp.send)
         server._sweep = loop.call_later(_SWEEP_S, server._expire)
         return server
 
@@ -177,6 +191,10 @@ class OverlayServer:
             connection.quic.close(reason_phrase="the region is shutting down")
             connection.driver.flush_now()
             connection.lost()
+        for task in self._binding:
+            task.cancel()
+        if self.relay is not None:
+            self.relay.close()
         self.udp.close()
 
     def _busy(self) -> bool:
@@ -215,6 +233,34 @@ class OverlayServer:
             if not exchange.ended:
                 exchange.send(_INTERNAL)
 
+    def relay_asked(self, asked: RelayAsked) -> None:
+        """A peer wants to have datagrams relayed."""
+        relay = self.relay
+        if relay is None:
+            asked.answer(NO_RELAY)
+        elif self._draining:
+            self.counters.drained += 1
+            asked.answer(_DRAINING)
+        elif relay.full:
+            asked.answer(relay.refuse())
+        else:
+            task = self.loop.create_task(self._bind(relay, asked))
+            self._binding.add(task)
+            task.add_done_callback(self._binding.discard)
+
+    async def _bind(self, relay: UdpRelay, asked: RelayAsked) -> None:
+        frame: Relayed | Failure
+        try:
+            frame = await relay.bind(asked.peer, asked.host, asked.relay)
+        except Exception:
+            self.counters.handler_errors += 1
+            log.exception("a relay was not made", region=asked.relay.region)
+            frame = _INTERNAL
+        if asked.cancelled and isinstance(frame, Relayed):
+            relay.unbind(frame)
+        else:
+            asked.answer(frame)
+
     def hold(self, grown: int) -> bool:
         """Account for bytes of requests that are not whole; False when there are too many."""
         self._arriving_bytes += grown
@@ -241,6 +287,8 @@ class OverlayServer:
         now = self.clock.now()
         routes = self._routes
         touched: dict[PeerConnection, None] = {}
+        if self.relay is not None:
+            batch = self.relay.pick(batch, now)
         for data, address in batch:
             connection = routes.get(data[1 : 1 + _ID_BYTES]) if data[0] < 0x80 else None
             if connection is None:
@@ -301,6 +349,8 @@ class OverlayServer:
     def _expire(self) -> None:
         """Once a second: end handshakes and requests that take too long."""
         now = self.clock.now()
+        if self.relay is not None:
+            self.relay.expire(now)
         oldest = now - self.settings.handshake_timeout_ms / 1000
         for connection in list(self._connections):
             if not connection.up and connection.since < oldest:

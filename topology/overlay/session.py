@@ -3,6 +3,11 @@
     client   REQUEST BODY FIN
     server   ACCEPT? TOKENS* (END | ERROR) FIN
 
+or, where a relay is asked for:
+
+    client   RELAY FIN
+    server   (RELAYED | ERROR) FIN
+
 Frames of unknown types may stand anywhere and are skipped. Each end trusts nothing: an illegal
 order, a lying length or a frame that does not decode raises `OverlayProtocolError`, after which
 the stream is to be reset. Neither end reads a clock or a socket.
@@ -23,6 +28,8 @@ from topology.overlay.frames import (
     Failure,
     Frame,
     FrameDecoder,
+    Relay,
+    Relayed,
     Reply,
     Request,
     Skipped,
@@ -58,12 +65,14 @@ def reset_code(error: OverlayProtocolError) -> ResetCode:
 
 
 class ClientSession:
-    """What the client receives. `ended` is true once END or ERROR arrived."""
+    """What the client receives, of a request or of a RELAY. `ended` is true once END, ERROR or
+    RELAYED arrived."""
 
-    __slots__ = ("_accepted", "_decoder", "_position", "ended")
+    __slots__ = ("_accepted", "_decoder", "_position", "_relay", "ended")
 
-    def __init__(self, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+    def __init__(self, max_payload_bytes: int = MAX_PAYLOAD_BYTES, *, relay: bool = False) -> None:
         self._decoder = FrameDecoder(max_payload_bytes)
+        self._relay = relay
         self._accepted = False  # no ACCEPT may come any more
         self._position = 0  # no token below it may come any more
         self.ended = False
@@ -76,7 +85,11 @@ class ClientSession:
                 continue
             if self.ended:
                 raise OverlayProtocolError(f"{_name(frame)} after the end of the answer")
-            if isinstance(frame, Tokens):
+            if self._relay:
+                if not isinstance(frame, (Relayed, Failure)):
+                    raise OverlayProtocolError(f"{_name(frame)} in answer to RELAY")
+                self.ended = True
+            elif isinstance(frame, Tokens):
                 self._tokens(frame)
             elif isinstance(frame, (End, Failure)):
                 self.ended = True
@@ -91,7 +104,8 @@ class ClientSession:
         if not self._decoder.idle:
             raise OverlayProtocolError("the stream ended in the middle of a frame")
         if not self.ended:
-            raise OverlayProtocolError("the stream ended before END or ERROR")
+            wanted = "RELAYED" if self._relay else "END"
+            raise OverlayProtocolError(f"the stream ended before {wanted} or ERROR")
 
     def _tokens(self, frame: Tokens) -> None:
         if frame.position < self._position:
@@ -104,35 +118,43 @@ class ClientSession:
 class ServerSession:
     """What the server receives, and the order of what it sends."""
 
-    __slots__ = ("_accepted", "_body", "_decoder", "_request", "ended")
+    __slots__ = ("_accepted", "_body", "_decoder", "_relay", "_request", "ended")
 
     def __init__(self, max_body_bytes: int = MAX_PAYLOAD_BYTES) -> None:
         self._decoder = FrameDecoder(max_body_bytes)
         self._request: Request | None = None
         self._body: bytes | None = None
+        self._relay: Relay | None = None
         self._accepted = False
-        self.ended = False  # END or ERROR was sent
+        self.ended = False  # END, ERROR or RELAYED was sent
 
     @property
     def held_bytes(self) -> int:
         """Bytes of a request that is not whole yet."""
         return self._decoder.held_bytes + (len(self._body) if self._body else 0)
 
-    def receive(self, data: bytes, fin: bool) -> Arrival | None:
-        """The request, once REQUEST, BODY and FIN are here; or `OverlayProtocolError`."""
+    def receive(self, data: bytes, fin: bool) -> Arrival | Relay | None:
+        """The request, once REQUEST, BODY and FIN are here, or RELAY and FIN; or
+        `OverlayProtocolError`."""
         for frame in self._decoder.feed(data):
             if isinstance(frame, Skipped):
                 continue
+            if self._relay is not None:
+                raise OverlayProtocolError(f"{_name(frame)} after RELAY")
             if self._request is None and isinstance(frame, Request):
                 self._request = frame
             elif self._request is not None and self._body is None and isinstance(frame, Body):
                 self._body = frame.data
+            elif self._request is None and isinstance(frame, Relay):
+                self._relay = frame
             else:
                 raise OverlayProtocolError(f"{_name(frame)} is out of order in a request")
         if not fin:
             return None
         if not self._decoder.idle:
             raise OverlayProtocolError("the stream ended in the middle of a frame")
+        if self._relay is not None:
+            return self._relay
         if self._request is None or self._body is None:
             raise OverlayProtocolError("the stream ended before REQUEST and BODY")
         return Arrival(self._request, self._body)
@@ -143,9 +165,13 @@ class ServerSession:
             raise OverlayProtocolError(f"{_name(frame)} after the end of the answer")
         if isinstance(frame, Accept) and self._accepted:
             raise OverlayProtocolError("ACCEPT must come first, and once")
+        if isinstance(frame, Relayed) != (self._relay is not None) and not (
+            isinstance(frame, Failure)
+        ):
+            raise OverlayProtocolError(f"{_name(frame)} does not answer what was asked")
         data = encode(frame)
         self._accepted = True
-        self.ended = isinstance(frame, (End, Failure))
+        self.ended = isinstance(frame, (End, Failure, Relayed))
         return data, self.ended
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Callable
 from random import Random
@@ -14,15 +13,18 @@ from msgspec import Meta, Struct
 from runtime import logs
 from runtime.backoff import Backoff
 from runtime.clock import Clock, SystemClock
+from runtime.errors import TradewindError
 from runtime.identity import Identity, Principal
 from topology.overlay.client import ClientConnection, Dialled
 from topology.overlay.connection import configure
 from topology.overlay.errors import PathDown, RegionFailure
 from topology.overlay.exchange import Exchange
 from topology.overlay.frames import Failure, Request
+from topology.overlay.relay import HEAD, HEAD_BYTES
 from topology.overlay.session import request_bytes
 from topology.overlay.trust import Trust
-from topology.overlay.udp import Address
+from topology.overlay.udp import Address, resolve
+from topology.overlay.via import Bound, Via
 
 log = logs.get("tunnel")
 
@@ -64,7 +66,12 @@ class TunnelStatus(Struct, frozen=True):
 
 
 class Tunnel:
-    """A connection to `region` at `address` ("host:port"), kept up for as long as it is open."""
+    """A connection to `region` at `address` ("host:port"), kept up for as long as it is open.
+
+    With `via`, the direct tunnel to another region, it goes through a relay there instead, bound
+    anew for each attempt; `turn` is the first core of `region` to try, and `address` is what
+    people are shown. Both ends are the same: what lies between sees ciphertext alone.
+    """
 
     def __init__(
         self,
@@ -75,12 +82,16 @@ class Tunnel:
         settings: TunnelSettings | None = None,
         *,
         rng: Random | None = None,
+        via: Via | None = None,
+        turn: int = 0,
         on_change: Callable[[TunnelStatus], None] | None = None,
     ) -> None:
         self.region = region
         self.address = address
         self.settings = settings or TunnelSettings()
         self._clock = clock or SystemClock()
+        self._via = via
+        self._turn = turn
         self.use(identity)
         self._on_change = on_change
         self._backoff = Backoff(
@@ -105,7 +116,7 @@ class Tunnel:
             identity,
             is_client=True,
             idle_timeout_ms=self.settings.idle_timeout_ms,
-            max_datagram_bytes=self.settings.max_datagram_bytes,
+            max_datagram_bytes=self._datagram_bytes(),
             max_stream_data_bytes=self.settings.exchange_buffer_bytes,
         )
         self._trust = Trust(identity.ca_pem, PEER_ROLES, self.region)
@@ -179,6 +190,20 @@ class Tunnel:
         self._exchanges += 1
         return connection.open(data)
 
+    async def bind(self, region: str, turn: int) -> Bound:
+        """Have this region relay datagrams to a core of `region`: a `Via`.
+
+        Raises `PathDown` at once when not connected, `RegionFailure` or `OverlayProtocolError`.
+        """
+        if self._via is not None:
+            raise PathDown(region, f"{self.region} is reached through a relay itself")
+        connection = self._connection
+        if connection is None or not connection.up:
+            raise PathDown(self.region, self._reason)
+        relayed = await connection.bind(region, turn)
+        family, address = connection.target
+        return Bound(family, address, relayed.binding, relayed.idle_ms)
+
     async def _run(self) -> None:
         while True:  # until `close` cancels it
             self._change("connecting", self._reason if self._connects else "connecting")
@@ -208,10 +233,15 @@ class Tunnel:
             down.set_result(reason)
 
         try:
-            family, address = await resolve(self.address)
-            connection = ClientConnection(self._dial(family, address), on_up, on_down)
+            async with asyncio.timeout(self.settings.connect_timeout_ms / 1000):
+                where = await self._where()
+            connection = ClientConnection(self._dial(*where), on_up, on_down)
+        except TimeoutError:
+            return f"{self.address}: no answer in {self.settings.connect_timeout_ms} ms"
         except OSError as error:
             return f"{self.address}: {error.strerror or error}"
+        except TradewindError as error:
+            return f"not relayed: {error}"
         self._connection = connection
         try:
             await asyncio.wait(
@@ -226,7 +256,20 @@ class Tunnel:
             connection.close("the tunnel was closed")
             self._connection = None
 
-    def _dial(self, family: socket.AddressFamily, address: Address) -> Dialled:
+    async def _where(self) -> tuple[socket.AddressFamily, Address, bytes]:
+        """Where to send datagrams, and what goes before each of them."""
+        if self._via is None:
+            family, address = await resolve(self.address)
+            return family, address, b""
+        bound = await self._via.bind(self.region, self._turn + self._connects - 1)
+        return bound.family, bound.address, HEAD + bound.binding
+
+    def _datagram_bytes(self) -> int:
+        """So that a relayed datagram is no larger on the wire than a direct one."""
+        most = self.settings.max_datagram_bytes
+        return most if self._via is None else max(1200, most - HEAD_BYTES)
+
+    def _dial(self, family: socket.AddressFamily, address: Address, prefix: bytes) -> Dialled:
         settings = self.settings
         return Dialled(
             region=self.region,
@@ -239,6 +282,7 @@ class Tunnel:
             keep_alive_s=settings.keep_alive_ms / 1000,
             dead_after_s=settings.dead_after_ms / 1000,
             dead_after_rtts=settings.dead_after_rtts,
+            prefix=prefix,
         )
 
     def _change(self, state: State, reason: str) -> None:
@@ -257,22 +301,3 @@ _FULL = Failure(
     status=503,
     retryable=True,
 )
-
-
-async def resolve(address: str) -> tuple[socket.AddressFamily, Address]:
-    """The first UDP address of "host:port". Raises `OSError`."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    if not (host and port.isdecimal() and int(port) <= 65535):
-        raise OSError("not an address of the form host:port")
-    try:
-        version = ipaddress.ip_address(host).version
-    except ValueError:
-        infos = await asyncio.get_running_loop().getaddrinfo(
-            host, int(port), type=socket.SOCK_DGRAM
-        )
-        family, _, _, _, found = infos[0]
-        return family, found
-    if version == 6:
-        return socket.AF_INET6, (host, int(port), 0, 0)
-    return socket.AF_INET, (host, int(port))

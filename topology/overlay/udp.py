@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import socket
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -53,14 +54,16 @@ class UdpPort:
         sock: socket.socket,
         on_batch: Callable[[Batch], None],
         on_refused: Callable[[], None] | None = None,
+        read_into: bytearray | None = None,
     ) -> None:
+        """`read_into`, of 64 KiB, may be shared by the ports of one loop."""
         self.counters = UdpCounters()
         self._loop = loop
         self._socket = sock
         self.local_port = int(sock.getsockname()[1])
         self._on_batch = on_batch
         self._on_refused = on_refused
-        self._buffer = bytearray(65_536)
+        self._buffer = bytearray(65_536) if read_into is None else read_into
         self._segments = _enable(sock, _UDP_SEGMENT, 0)
         _enable(sock, _UDP_GRO, 1)
         loop.add_reader(sock.fileno(), self._readable)
@@ -73,15 +76,18 @@ class UdpPort:
         address: Address,
         on_batch: Callable[[Batch], None],
         on_refused: Callable[[], None],
+        *,
+        buffer_bytes: int = _BUFFER_BYTES,
+        read_into: bytearray | None = None,
     ) -> UdpPort:
         """A socket that talks to `address` alone. Raises `OSError`."""
-        sock = _open(family)
+        sock = _open(family, buffer_bytes)
         try:
             sock.connect(address)
         except OSError:
             sock.close()
             raise
-        return cls(loop, sock, on_batch, on_refused)
+        return cls(loop, sock, on_batch, on_refused, read_into)
 
     @classmethod
     def bind(
@@ -185,11 +191,11 @@ class UdpPort:
             self.counters.datagrams_out += len(run)
 
 
-def _open(family: int) -> socket.socket:
+def _open(family: int, buffer_bytes: int = _BUFFER_BYTES) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_DGRAM)
     sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
     return sock
 
 
@@ -199,3 +205,22 @@ def _enable(sock: socket.socket, option: int, value: int) -> bool:
     except OSError:
         return False
     return True
+
+
+async def resolve(address: str) -> tuple[socket.AddressFamily, Address]:
+    """The first UDP address of "host:port". Raises `OSError`."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not (host and port.isdecimal() and int(port) <= 65535):
+        raise OSError("not an address of the form host:port")
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        infos = await asyncio.get_running_loop().getaddrinfo(
+            host, int(port), type=socket.SOCK_DGRAM
+        )
+        family, _, _, _, found = infos[0]
+        return family, found
+    if version == 6:
+        return socket.AF_INET6, (host, int(port), 0, 0)
+    return socket.AF_INET, (host, int(port))
