@@ -109,22 +109,29 @@ def rank(
 ) -> tuple[str, ...]:
     """The order of use, from the order of merit before. Those of `seen` that `order` does not
     have are new, and taken by their scores."""
-    return usable(merit(with_new(order, seen), seen, rules), seen)
+    return usable(merit(with_new(order, seen, rules), seen, rules), seen)
 
 
-def with_new(order: Sequence[str], seen: Mapping[str, Score]) -> tuple[str, ...]:
+def with_new(order: Sequence[str], seen: Mapping[str, Score], rules: PathPolicy) -> tuple[str, ...]:
     """`order` with those of `seen` that it does not have."""
     have = set(order)
     for relay in sorted(relay for relay in seen if relay not in have):
-        order = placed(order, relay, seen)
+        order = placed(order, relay, seen, rules)
     return tuple(order)
 
 
-def placed(order: Sequence[str], relay: str, seen: Mapping[str, Score]) -> tuple[str, ...]:
-    """`order` with `relay` where its score puts it, whatever won so far."""
+def placed(
+    order: Sequence[str], relay: str, seen: Mapping[str, Score], rules: PathPolicy
+) -> tuple[str, ...]:
+    """`order` with `relay` where its score puts it, whatever won so far. Of ways that are about
+    as good, within `better_by_ms`, the straight one is first: it needs nobody else."""
+
+    def count_ms(relay: str) -> float:
+        return ms_of(seen[relay]) + (rules.better_by_ms if relay else 0.0)
+
     others = [other for other in order if other != relay and other in seen]
-    mine = ms_of(seen[relay])
-    at = next((i for i, other in enumerate(others) if ms_of(seen[other]) > mine), len(others))
+    mine = count_ms(relay)
+    at = next((i for i, other in enumerate(others) if count_ms(other) > mine), len(others))
     return (*others[:at], relay, *others[at:])
 
 

@@ -22,11 +22,13 @@ def change(
 ) -> str:
     """Why requests take the first of `order` now. `before`: the way they took; `returned`: it
     was dead, and has lived for long enough."""
-    found = figures(order, seen)
-    if before is None or (before in seen and not seen[before].up):
-        return found if before is None else "; ".join(dict.fromkeys((_dead(before, seen), found)))
+    found = figures([relay for relay in order if relay != before or seen[relay].up], seen)
+    if before is None:
+        return found
     if before not in seen:
         return f"{way(before)} is not kept any more; {found}"
+    if not seen[before].up:
+        return "; ".join(part for part in (_dead(before, seen), found) if part)
     return f"{way(order[0])} is up again and stayed so; {found}" if returned else found
 
 

@@ -227,8 +227,10 @@ class _Way:
                 extra_ms = round(extra, 2)
             if rtt_ms is None or _differs(self.rtt_ms, rtt_ms, rtt_ms):
                 rtt_ms = round(self.rtt_ms, 2)
-        self.view = PathView(relay, self.up, rtt_ms, extra_ms)
-        return self.view
+        view = PathView(relay, self.up, rtt_ms, extra_ms)
+        if old is None or view != old:
+            self.view = old = view
+        return old
 
 
 def _differs(new_ms: float, shown_ms: float, of_ms: float) -> bool:
@@ -252,9 +254,9 @@ class _Region:
         self, seen: Mapping[str, Score], fresh: Sequence[str], now: float, rules: PathPolicy
     ) -> None:
         """The new order of merit. Whoever is left for a better one wins no place for a while."""
-        before = with_new([relay for relay in self.merit if relay in seen], seen)
+        before = with_new([relay for relay in self.merit if relay in seen], seen, rules)
         for relay in fresh:
-            before = placed(before, relay, seen)
+            before = placed(before, relay, seen, rules)
         self.merit = merit(before, seen, rules)
         if self.merit == before:
             return

@@ -27,7 +27,8 @@ from topology.directive import NONE, Directive
 from topology.paths import name_of
 from topology.reach import UNKNOWN_RTT_MS as UNKNOWN_RTT_MS
 from topology.reach import RegionView as RegionView
-from topology.reach import Relays, Views, reach
+from topology.reach import Relays, reach
+from topology.reach import Views as Views
 from topology.resources import Key, ModelSpec, OverrideSpec, RouteSpec, TenantSpec
 from topology.snapshot import Snapshot
 
