@@ -23,6 +23,7 @@ from topology.overlay.peer import (
     ServerExchange,
 )
 from topology.overlay.relay import NO_RELAY, RelaySettings, Route, UdpRelay
+from topology.overlay.retry import AddressTokens
 from topology.overlay.trust import Trust
 from topology.overlay.udp import Address, Batch, UdpPort
 
@@ -43,7 +44,8 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     handshake_timeout_ms: Annotated[int, Meta(gt=0)] = 5000
     request_timeout_ms: Annotated[int, Meta(gt=0)] = 15000  # from a request's first byte to FIN
     max_connections: Annotated[int, Meta(gt=0)] = 4096
-    max_handshakes: Annotated[int, Meta(gt=0)] = 256  # connections that are not up yet
+    # Connections that are not up yet. From half of it on, newcomers must prove their address.
+    max_handshakes: Annotated[int, Meta(gt=0)] = 256
     max_exchanges: Annotated[int, Meta(gt=0)] = 2048  # at once, per connection
     max_body_bytes: Annotated[int, Meta(gt=0)] = 4 * 2**20
     max_arriving_bytes: Annotated[int, Meta(gt=0)] = 256 * 2**20  # requests that are not whole
@@ -61,6 +63,8 @@ class ServerCounters(Struct):
     refused_expired: int = 0
     refused_wrong_role: int = 0
     refused_full: int = 0  # connections above a limit
+    refused_token: int = 0  # newcomers with a token that is not theirs, or too old
+    retries: int = 0  # newcomers who were told to prove their address first
     exchanges: int = 0
     drained: int = 0  # exchanges refused while shutting down
     cancelled: int = 0
@@ -105,6 +109,7 @@ class OverlayServer:
         self._arriving_bytes = 0
         self._draining = False
         self._refusals = _Refusals(clock)
+        self._tokens = AddressTokens()
         self._udp: UdpPort | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self.relay: UdpRelay | None = None
@@ -330,14 +335,28 @@ class OverlayServer:
         ):
             self.counters.refused_full += 1
             return None
+        if header.token:
+            original = self._tokens.original(header, address, now)
+            if original is None:
+                self.counters.refused_token += 1
+                return None
+            return self._accept(header.destination_cid, now, original)
+        if self._handshakes * 2 >= settings.max_handshakes:
+            self.counters.retries += 1
+            self.udp.send([self._tokens.retry(header, address, now)], address)
+            return None
         return self._accept(header.destination_cid, now)
 
-    def _accept(self, connection_id: bytes, now: float) -> PeerConnection:
+    def _accept(
+        self, connection_id: bytes, now: float, original: bytes | None = None
+    ) -> PeerConnection:
+        """`original` is what the client chose, where it was told to retry with `connection_id`."""
         quic = OverlayConnection(
             configuration=self._configuration,
             trust=self._trust,
             max_streams=self.settings.max_exchanges,
-            original_destination_connection_id=connection_id,
+            original_destination_connection_id=original or connection_id,
+            retry_source_connection_id=connection_id if original else None,
         )
         connection = PeerConnection(self, quic, now)
         self._connections.add(connection)
