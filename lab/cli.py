@@ -23,14 +23,16 @@ from lab.control import serve as serve_control
 from lab.report import Report, failover, totals
 from lab.story import DEPOSED, DRAINED, DRAINED_NOW, DRAINING, KILLED, KILLED_NOW, Story
 from lab.view import LinesView, LiveView, show_report
+from lab.wan import cli as wan_cli
 from lab.world import CLIENT_CITIES, DNS_PORT, EDGES, LONDON, MODEL, SERVICE, TENANTS
 from runtime.errors import TradewindError
 
 app = typer.Typer(
     help="The whole world on one machine: etcd, control plane, DNS, edges, cores, clients.",
     invoke_without_command=True,
-    subcommand_metavar="[ps|kill|start]",
+    subcommand_metavar="[ps|kill|start|wan]",
 )
+app.add_typer(wan_cli.app, name="wan")
 
 WIDTH_IN_A_LOG = 150
 EXAMPLES = """
@@ -216,6 +218,8 @@ def _show_how(console: Console, world: Lab) -> None:
         "Break things, and mend them (`ps` lists all names):",
         "  .venv/bin/tradewind lab kill etcd          # or etcd-1, core-singapore, cp-1, dns, …",
         "  .venv/bin/tradewind lab start etcd",
+        "  .venv/bin/tradewind lab wan cut london-frankfurt --for 20s    # or set, flap; `wan ls`",
+        "  .venv/bin/tradewind paths --edge london    # what the edge makes of it",
         "With the openai package:",
         f"  openai.OpenAI(base_url='{edge.url}/v1', api_key='$KEY')",
         f"Keys of all tenants: {world.directory / 'keys.json'}; logs: {world.directory / 'logs'}.",

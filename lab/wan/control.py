@@ -26,6 +26,7 @@ from lab.wan.figures import (
     Milliseconds,
     Share,
     Way,
+    checked,
 )
 from lab.wan.relay import CLOCK, Counters, Direction, Relay
 from runtime.errors import TradewindError
@@ -187,10 +188,8 @@ class WanControl:
         **figures: Any,
     ) -> Answer:
         """Figures by the names that `Order` has."""
-        try:
-            order = Order(verb="set", link=link, direction=direction, for_ms=for_ms, **figures)
-        except TypeError as error:
-            raise LabError(f"not a figure: {error}") from error
+        checked(figures)
+        order = Order(verb="set", link=link, direction=direction, for_ms=for_ms, **figures)
         return await self.send(order)
 
     async def cut(

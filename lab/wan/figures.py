@@ -108,5 +108,6 @@ def checked(changes: dict[str, Any]) -> dict[str, Any]:
     try:
         figures = msgspec.convert(msgspec.to_builtins(wanted), Figures)
     except msgspec.ValidationError as error:
-        raise LabError(f"{error}") from error
+        said, _, place = str(error).partition(" - at `$.")
+        raise LabError(f"{place.rstrip('`')}: {said}") from error
     return {name: getattr(figures, name) for name in wanted}
