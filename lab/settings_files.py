@@ -157,7 +157,7 @@ def _wan(directory: Path) -> dict[str, Any]:
                 "rtt_ms": path.rtt_ms,
             }
             for path in wan_paths()
-        ]
+        ],
     }
 
 
