@@ -123,6 +123,8 @@ class Core:
     def _use(self, snapshot: Snapshot) -> None:
         """Follow the configuration's limits. A core serves what it holds, whatever it says."""
         self.snapshot = snapshot
+        if self.overlay is not None and self.overlay.relay is not None:
+            self.overlay.relay.review()
         spec = snapshot.models.get(self._settings.model)
         own = offer_of(self._settings, self.service.engine)
         self.service.offer = own if spec is None else narrowed(own, spec)

@@ -26,9 +26,9 @@ def address_of(snapshot: Snapshot, own: str, region: str, turn: int) -> str | No
 
 def samples(relay: UdpRelay) -> Iterable[Sample]:
     """Its metrics."""
-    counters, settings = relay.counters, relay.settings
+    counters = relay.counters
     yield Sample(f"{_PREFIX}bindings", "Ways that are open through here.", relay.bindings)
-    yield Sample(f"{_PREFIX}bindings_max", "How many may be.", settings.max_bindings)
+    yield Sample(f"{_PREFIX}bindings_max", "How many may be.", relay.max_bindings)
     yield Sample(f"{_PREFIX}bound_total", "Ways that were opened.", counters.bound)
     for name, text in (
         ("ended", "Ways that nobody used any more."),

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from collections.abc import Callable
 from typing import Annotated, TypeAlias
 
@@ -37,7 +38,7 @@ HEAD = b"\x1f"
 BINDING_BYTES = 8
 HEAD_BYTES = len(HEAD) + BINDING_BYTES
 _QUIC_BIT = 0x40  # set in each datagram's first byte (RFC 9000, section 17)
-_BURST_S = 0.25  # of a binding's rate may come at once
+_BURST_S = 0.25  # of a rate may come at once
 _RESOLVE_S = 5.0
 _READ_BYTES = 65_536
 
@@ -46,7 +47,11 @@ Send: TypeAlias = Callable[[list[bytes], Address], None]
 
 
 class RelaySettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a relay may hold and pass on. Each binding takes one socket."""
+    """What a relay may hold and pass on.
+
+    Each binding takes one socket, so half of the file descriptors that the process may open
+    (`ulimit -n`) bound them too.
+    """
 
     max_bindings: Annotated[int, Meta(ge=0)] = 1024  # 0: this server relays nothing
     max_bindings_per_peer: Annotated[int, Meta(ge=1)] = 128  # of one certificate's name
@@ -54,8 +59,9 @@ class RelaySettings(Struct, frozen=True, forbid_unknown_fields=True):
     idle_ms: Annotated[int, Meta(ge=1000)] = 30_000  # then a binding lapses
     # A binding that was silent for so long gives way to a new one where there is no room left.
     gives_way_ms: Annotated[int, Meta(ge=0)] = 5000
-    datagrams_per_s: Annotated[int, Meta(ge=1)] = 20_000  # of one binding, each way
+    datagrams_per_s: Annotated[int, Meta(ge=1)] = 30_000  # of one peer, each way
     total_datagrams_per_s: Annotated[int, Meta(ge=1)] = 100_000  # of all of them, each way
+    max_datagram_bytes: Annotated[int, Meta(ge=1200, le=65507)] = 1472  # without the head
     socket_buffer_bytes: Annotated[int, Meta(ge=4096)] = 512 * 1024  # of each binding, each way
 
 
@@ -68,6 +74,7 @@ class RelayCounters(Struct):
     refused_unreachable: int = 0  # no route, no name, no file descriptor
     ended_idle: int = 0
     ended_for_others: int = 0  # they had been silent, and there was no room
+    ended_unknown: int = 0  # their region is known no more
     ended_unwanted: int = 0  # nobody waited for them any more
     forwarded: int = 0  # datagrams, towards the region
     forwarded_bytes: int = 0  # without heads
@@ -76,6 +83,7 @@ class RelayCounters(Struct):
     dropped_unbound: int = 0  # no binding, or one that has lapsed
     dropped_address: int = 0  # from another host than the binding was made from
     dropped_not_quic: int = 0
+    dropped_size: int = 0
     dropped_rate: int = 0
     unreachable: int = 0  # times that the kernel said that nobody listens there
 
@@ -108,13 +116,23 @@ class _Rate:
         return taken
 
 
+class _Peer:
+    """What one member of the mesh has taken of the relay."""
+
+    __slots__ = ("back", "bindings", "out")
+
+    def __init__(self, per_s: float, now: float) -> None:
+        self.bindings = 0  # those that are being made included
+        self.out, self.back = _Rate(per_s, now), _Rate(per_s, now)
+
+
 class Binding:
     """Datagrams of one peer to one core. `address` is where answers go."""
 
-    __slots__ = ("address", "back", "head", "host", "out", "peer", "port", "region", "used")
+    __slots__ = ("address", "head", "host", "peer", "port", "region", "taken", "used")
 
     def __init__(
-        self, head: bytes, peer: Principal, region: str, host: str, rate: float, now: float
+        self, head: bytes, peer: Principal, region: str, host: str, taken: _Peer, now: float
     ) -> None:
         self.head = head
         self.peer = peer
@@ -122,7 +140,7 @@ class Binding:
         self.host = host  # whose datagrams it takes
         self.address: Address = None
         self.used = now  # when the peer last sent something
-        self.out, self.back = _Rate(rate, now), _Rate(rate, now)
+        self.taken = taken
         self.port: UdpPort
 
 
@@ -144,8 +162,11 @@ class UdpRelay:
         self._route = route
         self._send = send
         self._bindings: dict[bytes, Binding] = {}  # by head
-        self._per_peer: dict[Principal, int] = {}
+        self._peers: dict[Principal, _Peer] = {}
         self._making = 0
+        self.max_bindings = min(
+            settings.max_bindings, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        )
         self._buffer = bytearray(_READ_BYTES)  # of all sockets: each is emptied in its turn
         now = clock.now()
         total = settings.total_datagrams_per_s
@@ -176,11 +197,14 @@ class UdpRelay:
         if self.full or not self._room(peer):
             return self.refuse()
         self._making += 1
-        self._per_peer[peer] = self._per_peer.get(peer, 0) + 1
+        taken = self._enter(peer)
         try:
             async with asyncio.timeout(_RESOLVE_S):
                 family, address = await resolve(target)
-            binding = self._open(peer, host, asked.region, family, address)
+            binding = Binding(
+                HEAD + os.urandom(BINDING_BYTES), peer, asked.region, host, taken, self._clock.now()
+            )
+            binding.port = self._open(binding, family, address)
         except (OSError, TimeoutError) as error:
             self._leave(peer)
             counters.refused_unreachable += 1
@@ -190,26 +214,20 @@ class UdpRelay:
             raise
         finally:
             self._making -= 1
+        self._bindings[binding.head] = binding
         counters.bound += 1
         return Relayed(binding.head[len(HEAD) :], settings.idle_ms)
 
-    def _open(
-        self, peer: Principal, host: str, region: str, family: int, address: Address
-    ) -> Binding:
-        now, settings = self._clock.now(), self.settings
-        head = HEAD + os.urandom(BINDING_BYTES)
-        binding = Binding(head, peer, region, host, settings.datagrams_per_s, now)
-        binding.port = UdpPort.connect(
+    def _open(self, binding: Binding, family: int, address: Address) -> UdpPort:
+        return UdpPort.connect(
             self._loop,
             family,
             address,
             lambda batch: self._answered(binding, batch),
             self._refused,
-            buffer_bytes=settings.socket_buffer_bytes,
+            buffer_bytes=self.settings.socket_buffer_bytes,
             read_into=self._buffer,
         )
-        self._bindings[head] = binding
-        return binding
 
     def unbind(self, relayed: Relayed) -> None:
         """Nobody waits for it any more."""
@@ -220,10 +238,10 @@ class UdpRelay:
 
     def _room(self, peer: Principal) -> bool:
         """Whether one more may be made, after a silent one has given way if need be."""
-        settings = self.settings
-        if self._per_peer.get(peer, 0) >= settings.max_bindings_per_peer:
+        taken = self._peers.get(peer)
+        if taken is not None and taken.bindings >= self.settings.max_bindings_per_peer:
             return self._give_way(peer)
-        if len(self._bindings) + self._making >= settings.max_bindings:
+        if len(self._bindings) + self._making >= self.max_bindings:
             return self._give_way(None)
         return True
 
@@ -243,12 +261,18 @@ class UdpRelay:
         binding.port.close()
         self._leave(binding.peer)
 
+    def _enter(self, peer: Principal) -> _Peer:
+        taken = self._peers.get(peer)
+        if taken is None:
+            taken = self._peers[peer] = _Peer(self.settings.datagrams_per_s, self._clock.now())
+        taken.bindings += 1
+        return taken
+
     def _leave(self, peer: Principal) -> None:
-        left = self._per_peer[peer] - 1
-        if left:
-            self._per_peer[peer] = left
-        else:
-            del self._per_peer[peer]
+        taken = self._peers[peer]
+        taken.bindings -= 1
+        if not taken.bindings:
+            del self._peers[peer]
 
     def expire(self, now: float) -> None:
         """End what nobody has used for `idle_ms`. Call it about once a second."""
@@ -256,6 +280,12 @@ class UdpRelay:
         for binding in [b for b in self._bindings.values() if b.used < before]:
             self._end(binding)
             self.counters.ended_idle += 1
+
+    def review(self) -> None:
+        """End what leads to regions that are known no more: the map has changed."""
+        for binding in [b for b in self._bindings.values() if self._route(b.region, 0) is None]:
+            self._end(binding)
+            self.counters.ended_unknown += 1
 
     def close(self) -> None:
         for binding in list(self._bindings.values()):
@@ -273,21 +303,25 @@ class UdpRelay:
 
     def _forward(self, batch: Batch, now: float) -> None:
         bindings, counters = self._bindings, self.counters
+        most = self.settings.max_datagram_bytes + HEAD_BYTES
         runs: dict[Binding, list[bytes]] = {}
         for data, address in batch:
             binding = bindings.get(data[:HEAD_BYTES])
             if binding is None:
                 counters.dropped_unbound += 1
                 continue
+            if len(data) > most:
+                counters.dropped_size += 1
+                continue
+            inner = data[HEAD_BYTES:]
+            if not inner or not inner[0] & _QUIC_BIT:
+                counters.dropped_not_quic += 1
+                continue
             if address != binding.address:
                 if address[0] != binding.host:
                     counters.dropped_address += 1
                     continue
                 binding.address = address  # its port has changed, or this is the first
-            inner = data[HEAD_BYTES:]
-            if not inner or not inner[0] & _QUIC_BIT:
-                counters.dropped_not_quic += 1
-                continue
             run = runs.get(binding)
             if run is None:
                 runs[binding] = [inner]
@@ -295,7 +329,7 @@ class UdpRelay:
                 run.append(inner)
         for binding, run in runs.items():
             binding.used = now
-            passed = self._take(binding.out, self._out, run, now)
+            passed = self._take(binding.taken.out, self._out, run, now)
             counters.forwarded += len(passed)
             counters.forwarded_bytes += sum(map(len, passed))
             binding.port.send(passed, None)
@@ -306,7 +340,7 @@ class UdpRelay:
         if address is None:
             return
         headed = [head + data for data, _ in batch]
-        passed = self._take(binding.back, self._back, headed, self._clock.now())
+        passed = self._take(binding.taken.back, self._back, headed, self._clock.now())
         self.counters.returned += len(passed)
         self.counters.returned_bytes += sum(map(len, passed)) - HEAD_BYTES * len(passed)
         self._send(passed, address)
