@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from benchmarks.failover_streams import TokenStream
 from benchmarks.failover_world import World
+from lab.wan.figures import Way
 
 STOPPED_MS = 1000.0  # more where a region answers nothing but did not close either
 
@@ -40,7 +42,8 @@ class Target:
         return not self.edge or stream.path == "direct"
 
 
-Act: TypeAlias = Callable[[World, Target], Awaitable[None]]
+# Returns when it was done, on the machine's monotonic clock.
+Act: TypeAlias = Callable[[World, Target], Awaitable[float]]
 
 
 @dataclass(frozen=True)
@@ -56,41 +59,33 @@ class Fault:
     world: str = "published"
 
 
-def _link(direction: str, **figures: float | bool) -> tuple[Act, Act]:
+def _link(direction: Way, **figures: float | bool) -> tuple[Act, Act]:
     mended = {name: type(value)(0) for name, value in figures.items()}
 
-    async def begin(world: World, target: Target) -> None:
-        await world.set_link(f"{target.edge}-{target.region}", direction, **figures)
+    async def begin(world: World, target: Target) -> float:
+        return await world.set_link(f"{target.edge}-{target.region}", direction, **figures)
 
-    async def end(world: World, target: Target) -> None:
-        await world.set_link(f"{target.edge}-{target.region}", direction, **mended)
+    async def end(world: World, target: Target) -> float:
+        return await world.set_link(f"{target.edge}-{target.region}", direction, **mended)
 
     return begin, end
 
 
-async def _kill(world: World, target: Target) -> None:
-    world.kill(f"core-{target.relay or target.region}")
+def _now(act: Callable[[World, Target], None]) -> Act:
+    async def acted(world: World, target: Target) -> float:
+        at = time.monotonic()
+        act(world, target)
+        return at
+
+    return acted
 
 
-async def _again(world: World, target: Target) -> None:
-    world.again(f"core-{target.relay or target.region}")
-
-
-async def _stop(world: World, target: Target) -> None:
-    world.signal(f"core-{target.region}", signal.SIGSTOP)
-
-
-async def _go_on(world: World, target: Target) -> None:
-    world.signal(f"core-{target.region}", signal.SIGCONT)
-
-
-async def _hang(world: World, target: Target) -> None:
-    world.hang(target.region)
-
-
-async def _release(world: World, target: Target) -> None:
-    world.unhang(target.region)
-
+_kill = _now(lambda world, target: world.kill(f"core-{target.relay or target.region}"))
+_again = _now(lambda world, target: world.again(f"core-{target.relay or target.region}"))
+_stop = _now(lambda world, target: world.signal(f"core-{target.region}", signal.SIGSTOP))
+_go_on = _now(lambda world, target: world.signal(f"core-{target.region}", signal.SIGCONT))
+_hang = _now(lambda world, target: world.hang(target.region))
+_release = _now(lambda world, target: world.unhang(target.region))
 
 LINKS = (
     Target("singapore", "tokyo"),

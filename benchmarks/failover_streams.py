@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -19,7 +20,7 @@ TIMEOUT_S = 60.0
 
 @dataclass(eq=False)
 class TokenStream:
-    """One request and what came of it. Times are on the event loop's clock, in seconds."""
+    """One request and what came of it. Times are on the machine's monotonic clock, in seconds."""
 
     name: str
     edge: str
@@ -93,7 +94,7 @@ class Load:
             stream = self._next(edge)
             self.active.add(stream)
             try:
-                await self._ask(stream)
+                await ask(stream, *self._edges[edge])
             finally:
                 self.active.discard(stream)
                 self.finished.append(stream)
@@ -101,37 +102,42 @@ class Load:
                 await asyncio.sleep(0.2)
 
     def _next(self, edge: str) -> TokenStream:
-        number = next(self._count)
-        rng = self._rng
-        body: dict[str, Any] = {
-            "model": MODEL,
-            "messages": [{"role": "user", "content": f"Question {self._seed}/{number}: tell me."}],
-            "max_tokens": rng.randint(*self._tokens),
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "temperature": 0,
-        }
-        if number % 2:
-            body |= {"temperature": 0.8, "seed": rng.randrange(1 << 31)}
-        now = asyncio.get_running_loop().time()
-        return TokenStream(f"bench-{self._seed}-{number}", edge, body, now)
+        number, rng = next(self._count), self._rng
+        seed = rng.randrange(1 << 31) if number % 2 else None
+        text = f"Question {self._seed}/{number}: tell me."
+        body = question(text, rng.randint(*self._tokens), seed)
+        return TokenStream(f"bench-{self._seed}-{number}", edge, body, time.monotonic())
 
-    async def _ask(self, stream: TokenStream) -> None:
-        address, key = self._edges[stream.edge]
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                reader, writer = await asyncio.open_connection(address, EDGE_PORT)
-                try:
-                    writer.write(_request(stream, address, key))
-                    await _read_head(reader, stream)
-                    while data := await reader.read(65536):
-                        stream.reads.append((loop.time(), data))
-                finally:
-                    writer.close()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            stream.error = f"{type(error).__name__}: {error}"
-        stream.ended = loop.time()
+
+def question(text: str, most_tokens: int, seed: int | None = None) -> dict[str, Any]:
+    """A streamed chat request: greedy, or sampled with `seed`."""
+    body: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": most_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0,
+    }
+    return body if seed is None else body | {"temperature": 0.8, "seed": seed}
+
+
+async def ask(stream: TokenStream, address: str, key: str) -> None:
+    """Send the request to an edge and take its answer down, to the end. Never raises for what the
+    edge or the way to it did."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(address, EDGE_PORT)
+            try:
+                writer.write(_request(stream, address, key))
+                await _read_head(reader, stream)
+                while data := await reader.read(65536):
+                    stream.reads.append((time.monotonic(), data))
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        stream.error = f"{type(error).__name__}: {error}"
+    stream.ended = time.monotonic()
 
 
 def _request(stream: TokenStream, address: str, key: str) -> bytes:

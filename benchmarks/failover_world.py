@@ -11,28 +11,31 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
 
+from benchmarks.failover_maps import Geography
 from benchmarks.harness import Process, Unavailable, free_port, process_tree
 from control_plane.pki import authority
-from lab import world as lab
+from lab.wan import WanControl
+from lab.wan.figures import Way
 from lab.world import CORE_HTTP_PORT, EDGE_PORT, MODEL, OVERLAY_PORT, EdgePlace, RegionSite
 from runtime.identity import Principal
 from topology import api_key
-from topology.latency import published_rtt_ms
 from topology.resources import parse
 from topology.snapshot import Snapshot
 from topology.wire import last_good
 
 NOBODY = "127.0.0.1:9"  # where no control plane answers: nodes go by the snapshot on disk
 READY_S = 60.0
-ANYWHERE = "anywhere"  # the tenant that every region may serve
+MOVED = "a request goes on elsewhere"  # the edge's log of it
+PATH_CHANGED = "path"
 
 # The simulated engine, quicker than the lab's: 50 tokens a second for each sequence, and the
 # replay of a continued answer at the speed of one data-centre GPU rather than of two CPU cores.
@@ -43,88 +46,6 @@ SIM = {
     "answer_tokens_min": 100,
     "answer_tokens_max": 400,
 }
-
-
-@dataclass(frozen=True)
-class Geography:
-    """Where things are, how far apart, and which tenant may be served where.
-
-    `rtt_ms`: (edge or region, region) -> round trip; `routes`: tenant -> regions; `asks`: edge ->
-    the tenant that asks there.
-    """
-
-    name: str
-    regions: tuple[RegionSite, ...]
-    edges: tuple[EdgePlace, ...]
-    rtt_ms: Mapping[tuple[str, str], float]
-    routes: Mapping[str, tuple[str, ...]]
-    asks: Mapping[str, str]
-    policy: Mapping[str, Any] = field(default_factory=dict)
-
-    def rtt_of(self, edge: str, region: str, path: str) -> float:
-        """Of a path as the edge names it: `direct`, or `via <region>`."""
-        relay = path.removeprefix("via ")
-        if relay == path:
-            return self.rtt_ms[edge, region]
-        return self.rtt_ms[edge, relay] + self.rtt_ms[relay, region]
-
-    def nearest(self, edge: str) -> str:
-        """The region that the edge's tenant is sent to when all is well and paths are straight."""
-        return min(self.routes[self.asks[edge]], key=lambda r: self.rtt_ms[edge, r])
-
-
-def published(edges: Sequence[str] = ("tokyo", "mumbai", "london")) -> Geography:
-    """The lab's regions and some of its edges, at published round-trip times of a cloud."""
-    places = tuple(edge for edge in lab.EDGES if edge.name in edges)
-    names = tuple(region.name for region in lab.REGIONS)
-    rtt = {}
-    everywhere: tuple[RegionSite | EdgePlace, ...] = (*places, *lab.REGIONS)
-    for place in everywhere:
-        for region in lab.REGIONS:
-            if place.city is not region.city:
-                found = published_rtt_ms(place.city.name, region.city.name)
-                assert found is not None
-                rtt[place.name, region.name] = found
-    asks = {place.name: ANYWHERE for place in places}
-    return Geography("published", lab.REGIONS, places, rtt, {ANYWHERE: names}, asks)
-
-
-ISTANBUL = lab.City("Istanbul", 41.01, 28.98, "198.18.13.0/24")
-# Round trips as the public internet has them where a straight way is a bad one; the legs of the
-# detours add up to what is known of them: London-Dubai through Frankfurt 149 instead of 270,
-# Tokyo-Dubai through Singapore 157 instead of 247, Istanbul-Singapore through Dubai 203 instead
-# of 270.
-INTERNET: dict[tuple[str, str], float] = {
-    ("london", "frankfurt"): 18,
-    ("london", "singapore"): 190,
-    ("london", "dubai"): 270,
-    ("tokyo", "singapore"): 71,
-    ("tokyo", "frankfurt"): 227,
-    ("tokyo", "dubai"): 247,
-    ("istanbul", "dubai"): 117,
-    ("istanbul", "frankfurt"): 60,
-    ("istanbul", "singapore"): 270,
-    ("frankfurt", "dubai"): 131,
-    ("dubai", "frankfurt"): 131,
-    ("singapore", "dubai"): 86,
-    ("dubai", "singapore"): 86,
-    ("frankfurt", "singapore"): 180,
-    ("singapore", "frankfurt"): 180,
-}
-
-
-def internet() -> Geography:
-    """Edges whose straight way to the one region that may serve them is a bad one."""
-    known = {edge.name: edge for edge in lab.EDGES}
-    istanbul = EdgePlace(ISTANBUL, "TR", "127.10.7.1")
-    return Geography(
-        "internet",
-        lab.REGIONS,
-        (known["tokyo"], known["london"], istanbul),
-        INTERNET,
-        {"to-dubai": ("dubai",), "to-singapore": ("singapore",)},
-        {"tokyo": "to-dubai", "london": "to-dubai", "istanbul": "to-singapore"},
-    )
 
 
 @dataclass(frozen=True)
@@ -223,14 +144,32 @@ class World:
         for child in process_tree(pid)[1:]:
             os.kill(child, number)
 
-    def moves(self, edge: str, request: str) -> list[Move]:
-        """Where a request of that edge went on, by the edge's log."""
-        log = self.processes[f"edge-{edge}"].log.read_text(errors="replace")
-        return [move for line in log.splitlines() if (move := _move(line, request)) is not None]
+    def moves(self, edge: str) -> dict[str, list[Move]]:
+        """Request -> where it went on, by the edge's log."""
+        found: dict[str, list[Move]] = {}
+        for line in self.log(edge, MOVED):
+            request = line["request_id"].partition("~")[0]
+            move = Move(line["region"], line["path"], line["position"])
+            found.setdefault(request, []).append(move)
+        return found
 
-    async def set_link(self, link: str, direction: str, **figures: float | bool) -> None:
-        """Change what a link does to packets; `direction`: out (from the edge), back, both."""
-        raise Unavailable("the WAN emulator has no control yet")
+    def log(self, edge: str, event: str) -> list[dict[str, Any]]:
+        """An edge's log of such events."""
+        needle = msgspec.json.encode({"event": event})[1:-1].replace(b'":"', b'": "')
+        lines = self.processes[f"edge-{edge}"].log.read_bytes().splitlines()
+        return [msgspec.json.decode(line) for line in lines if needle in line]
+
+    async def set_link(self, link: str, direction: Way, **figures: float | bool) -> float:
+        """Change what a link does to packets; `direction`: out (from the edge), back, both.
+
+        Returns when it was done, by the machine's monotonic clock.
+        """
+        answer = await WanControl(self._wan_socket).set(link, direction, **figures)
+        return answer.at_s
+
+    @property
+    def _wan_socket(self) -> Path:
+        return self.folder / "wan.sock"
 
     def again(self, name: str) -> None:
         """Start what was killed once more."""
@@ -254,15 +193,14 @@ class World:
         self, what: str, ready: Callable[[], Awaitable[bool]], timeout_s: float = READY_S
     ) -> float:
         """Seconds until `ready`. Raises `Unavailable`, with the end of the log of `what`."""
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+        begun = time.monotonic()
         while not await ready():
             process = self.processes.get(what)
-            late = loop.time() - begun > timeout_s
+            late = time.monotonic() - begun > timeout_s
             if late or (process is not None and not process.alive):
                 raise Unavailable(f"{what} is not ready{_tail(process)}")
             await asyncio.sleep(0.05)
-        return loop.time() - begun
+        return time.monotonic() - begun
 
     # What is written for them
 
@@ -292,7 +230,7 @@ class World:
             {"name": li.name, "listen": li.listen, "target": li.target, "rtt_ms": li.rtt_ms}
             for li in self.links
         ]
-        return {"links": links}
+        return {"links": links, "control": str(self._wan_socket)}
 
     def _core(self, region: RegionSite, state: Path) -> dict[str, Any]:
         made: dict[str, Any] = {
@@ -369,16 +307,6 @@ class Move:
     region: str
     path: str
     position: int
-
-
-def _move(line: str, request: str) -> Move | None:
-    """Read from a line of an edge's log; None where it is about something else."""
-    if request not in line or "goes on elsewhere" not in line:
-        return None
-    noted = msgspec.json.decode(line)
-    if noted["request_id"].partition("~")[0] != request:
-        return None
-    return Move(noted["region"], noted["path"], noted["position"])
 
 
 def encode(body: Mapping[str, Any]) -> bytes:
