@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import Iterable
 from random import Random
 
 from edge_node.agent import Agent, Standing
 from edge_node.errors import WrongIdentity
+from edge_node.forward.path_samples import path_samples
 from edge_node.forward.tunnels import MakeTunnel, OnChange, Tunnels
 from edge_node.front.app import EdgeApp
 from edge_node.front.listener import Listener
@@ -19,10 +19,10 @@ from runtime import logs
 from runtime.clock import Clock, SystemClock
 from runtime.identity import Identity, Principal
 from runtime.identity_watch import IdentityWatch
-from runtime.metrics import Sample
 from runtime.shutdown import Shutdown
 from topology.directive import Directive
 from topology.overlay.tunnel import Tunnel
+from topology.overlay.via import Via
 from topology.snapshot import Snapshot
 from topology.wire.load_reporter import LoadReporter
 
@@ -51,7 +51,7 @@ class EdgeWorker:
         self._settings = settings
         self._grace_s = settings.shutdown_grace_ms / 1000
         make = _tunnel_maker(settings, identity, clock, rng)
-        self.tunnels = Tunnels(settings.name, worker, make)
+        self.tunnels = Tunnels(settings.name, worker, make, clock)
         self.app = EdgeApp(
             settings.name,
             self.tunnels,
@@ -89,7 +89,7 @@ class EdgeWorker:
         self.app.metrics.watch(self.agent.samples)
         self.app.metrics.watch(self.presence.samples)
         self.app.metrics.watch(self.reporter.samples)
-        self.app.metrics.watch(self._tunnel_samples)
+        self.app.metrics.watch(lambda: path_samples(self.tunnels))
 
     def use(self, snapshot: Snapshot) -> None:
         """Follow a snapshot, whole."""
@@ -132,26 +132,13 @@ class EdgeWorker:
         await self.agent.close()
         await self.identities.close()
 
-    def _tunnel_samples(self) -> Iterable[Sample]:
-        for status in self.tunnels.statuses():
-            labels = {"region": status.region}
-            connected = status.state == "connected"
-            rtt_s = (status.rtt_ms or 0.0) / 1000
-            name = "tradewind_edge_tunnel_"
-            yield Sample(name + "connected", "Whether the region is reached.", connected, labels)
-            yield Sample(name + "rtt_seconds", "Round-trip time to it.", rtt_s, labels)
-            yield Sample(name + "exchanges", "Open exchanges.", status.open_exchanges, labels)
-            yield Sample(name + "dials_total", "Attempts to connect.", status.connects, labels)
-            yield Sample(name + "connects_total", "Those that succeeded.", status.connected, labels)
-            yield Sample(name + "cuts_total", "Working paths that died.", status.path_downs, labels)
-            refused = status.refused_locally
-            yield Sample(name + "refused_total", "Exchanges beyond its limit.", refused, labels)
-
 
 def _tunnel_maker(
     settings: EdgeSettings, identity: Identity, clock: Clock, rng: Random
 ) -> MakeTunnel:
-    def make(region: str, address: str, on_change: OnChange) -> Tunnel:
+    def make(
+        region: str, address: str, on_change: OnChange, /, *, via: Via | None, turn: int
+    ) -> Tunnel:
         return Tunnel(
             region,
             address,
@@ -159,6 +146,8 @@ def _tunnel_maker(
             clock,
             settings.overlay,
             rng=rng,
+            via=via,
+            turn=turn,
             on_change=on_change,
         )
 

@@ -1,35 +1,59 @@
-"""One tunnel per region of the snapshot, replaced without dropping what runs in it.
+"""Every way from one edge worker to every region, kept connected: direct, and through relays.
 
-Where a region is reached: at the address of the link from this edge to it, when that names
-one, else at one of the region's cores. Workers begin with different cores, and a tunnel that
+Where a region is reached directly: at the address of the link from this edge to it, when that
+names one, else at one of the region's cores. Workers begin with different cores, and a tunnel that
 cannot connect gives way to the region's next one. A new address is connected to before the old
 one is let go, and a tunnel that is let go stays open until its exchanges have ended.
+
+Beside it stands one tunnel through each relay that is worth it (`topology.relays`), bound through
+the direct tunnel to that relay and following it. All are connected at all times, so that to go
+another way costs no handshake. Of R regions with P relays each there are R * (1 + P) ways, one
+more of a region whose relay is being exchanged, and for each a tunnel that is to replace it at
+most; those that were let go are bounded in number and time.
+
+Which way is taken is settled in `topology.paths`, and who takes it in `topology.routing`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeAlias
 
+from edge_node.forward.doubts import Doubts
+from edge_node.forward.path import Path
+from edge_node.forward.path_log import PathLog, kind_of
+from edge_node.forward.retired import Retired
+from edge_node.forward.road import Road, Through
 from edge_node.forward.upstream import Exchange
 from runtime import logs
+from runtime.clock import Clock, SystemClock
 from runtime.identity import Identity
 from topology.overlay.errors import PathDown
 from topology.overlay.frames import Request
 from topology.overlay.tunnel import Tunnel, TunnelStatus
+from topology.overlay.via import Via
+from topology.paths import Choice, name_of
+from topology.relays import candidates
 from topology.resources import Key
 from topology.routing import RegionView, Views
 from topology.snapshot import Snapshot
 
 log = logs.get("tunnels")
 
-VIEWS_FRESH_S = 0.25  # how old a measured round-trip time may be when a region is chosen
-RETIRED_CHECK_S = 0.5
-RETIRED_AT_MOST_S = 120.0  # then a tunnel is closed with exchanges still in it
+VIEWS_FRESH_S = 0.25  # how old a measurement may be when a way is chosen
+REVIEW_S = 30.0  # between looks at which relays are worth keeping
+SETTLE_S = 1.0  # the first look is when all regions are measured, or so long after the start
 
 OnChange: TypeAlias = Callable[[TunnelStatus], None]
-MakeTunnel: TypeAlias = Callable[[str, str, OnChange], Tunnel]  # region, address, on_change
+
+
+class MakeTunnel(Protocol):
+    """Makes a tunnel to a region at an address, or `via` a relay, beginning with core `turn`."""
+
+    def __call__(
+        self, region: str, address: str, on_change: OnChange, /, *, via: Via | None, turn: int
+    ) -> Tunnel: ...
 
 
 def addresses_of(snapshot: Snapshot, edge: str, region: str) -> tuple[str, ...]:
@@ -40,173 +64,215 @@ def addresses_of(snapshot: Snapshot, edge: str, region: str) -> tuple[str, ...]:
     return snapshot.regions[region].cores
 
 
-class Road:
-    """The way to one region: the tunnel in use, and the one that is to replace it."""
-
-    def __init__(self, region: str, addresses: tuple[str, ...], turn: int) -> None:
-        self.region = region
-        self.addresses = addresses
-        self.turn = turn  # which address is used, modulo their number
-        self.tunnel: Tunnel | None = None
-        self.coming: Tunnel | None = None
-
-    @property
-    def address(self) -> str:
-        return self.addresses[self.turn % len(self.addresses)]
-
-
 class Tunnels:
     """All the tunnels of one edge worker. An `Upstream`."""
 
-    def __init__(self, edge: str, worker: int, make: MakeTunnel) -> None:
+    def __init__(
+        self, edge: str, worker: int, make: MakeTunnel, clock: Clock | None = None
+    ) -> None:
         self._edge = edge
         self._worker = worker
         self._make = make
+        self._clock = clock or SystemClock()
+        self._snapshot = Snapshot.empty()
         self._roads: dict[str, Road] = {}
-        self._retired: list[tuple[Tunnel, float]] = []
-        self._closing: set[asyncio.Task[None]] = set()
-        self._sweep: asyncio.TimerHandle | None = None
+        self._retired = Retired()
+        self._choice = Choice()
+        self._doubts = Doubts()
+        self.log = PathLog()
         self._views: Views = {}
         self._views_until = 0.0
+        self._review: asyncio.TimerHandle | None = None
+        self._settled = False  # the relays were chosen for the first time
         self._closed = False
         self._news = asyncio.Event()
 
     # Upstream
 
     def views(self) -> Views:
-        now = asyncio.get_running_loop().time()
+        now = self._clock.now()
         if now >= self._views_until:
-            views = {
-                region: RegionView(road.tunnel.connected, road.tunnel.rtt_ms)
-                for region, road in self._roads.items()
-                if road.tunnel is not None
-            }
-            if views != self._views:
-                self._views = views
-            self._views_until = now + VIEWS_FRESH_S
+            self._look(now)
         return self._views
-
-    def distrust(self, region: str, why: str) -> None:
-        """The region answers probes and does not serve: choose others for a while."""
-        log.warning("a region does not serve", region=region, why=why)
 
     def open(self, region: str, request: Request, body: bytes, relay: str = "") -> Exchange:
         road = self._roads.get(region)
-        if road is None or road.tunnel is None:
-            raise PathDown(region, "this edge has no tunnel to it")
-        return road.tunnel.open(request, body)
+        path = road.paths.get(relay) if road is not None else None
+        if path is None or path.tunnel is None:
+            raise PathDown(region, f"this edge has no way to it {_as(relay)}")
+        return path.tunnel.open(request, body)
+
+    def distrust(self, region: str, why: str) -> None:
+        if region in self._roads and self._doubts.complain(region, why, self._clock.now()):
+            self._views_until = 0.0
+            log.warning("a region does not serve", region=region, why=why)
+
+    def trust(self, region: str) -> None:
+        if self._doubts and self._doubts.served(region, self._clock.now()):
+            self._views_until = 0.0
+            log.info("a region serves again", region=region)
+
+    def note_queue(self, region: str, queue_ms: float) -> None:
+        road = self._roads.get(region)
+        if road is not None:
+            road.note_queue(queue_ms, self._clock.now())
 
     # The snapshot's will
 
     def use(self, snapshot: Snapshot) -> None:
         """Follow a new snapshot. Needs a running event loop."""
+        self._snapshot = snapshot
+        self._choice.use(snapshot.policy.paths)
         for region in snapshot.regions:
             addresses = addresses_of(snapshot, self._edge, region)
             road = self._roads.get(region)
             if road is None:
-                road = self._roads[region] = Road(region, addresses, self._worker)
-                road.tunnel = self._start(road)
-            elif road.addresses != addresses:
-                self._readdress(road, addresses)
+                road = self._roads[region] = Road(region, self._path(region, ""))
+                road.direct.start(addresses, self._worker)
+            else:
+                road.direct.readdress(addresses)
+            road.cores = len(snapshot.regions[region].cores)
         for region in [name for name in self._roads if name not in snapshot.regions]:
-            road = self._roads.pop(region)
-            self._retire(road.tunnel)
-            self._retire(road.coming)
-        self._views_until = 0.0
-        self._news.set()
+            self._roads.pop(region).end()
+            self._doubts.forget(region)
+        self._choice.keep(self._roads)
+        self.log.keep(self._roads)
+        self._review_in(0.0 if self._settled else SETTLE_S)
+        self._announce()
 
     def renew(self, identity: Identity) -> None:
         """Show this identity from the next connection of each tunnel on; those that are there
         stay. Raises `IdentityError` when it is unusable."""
-        for road in self._roads.values():
-            for tunnel in (road.tunnel, road.coming):
-                if tunnel is not None:
-                    tunnel.use(identity)
+        for path in self.paths():
+            path.use(identity)
 
-    def statuses(self) -> list[TunnelStatus]:
-        return [r.tunnel.status for r in self._roads.values() if r.tunnel is not None]
+    def roads(self) -> Iterator[Road]:
+        yield from self._roads.values()
+
+    def paths(self) -> Iterator[Path]:
+        """Every way there is, by region, the direct one first."""
+        for road in self._roads.values():
+            yield from road.paths.values()
 
     async def all_connected(self) -> None:
-        """Return once there are regions, and each of them is connected."""
-        while not (self._roads and all(self._is_connected(r) for r in self._roads.values())):
+        """Return once there are regions, and each of them is connected directly."""
+        while not self._all_connected():
             self._news.clear()
             await self._news.wait()
-
-    @staticmethod
-    def _is_connected(road: Road) -> bool:
-        return road.tunnel is not None and road.tunnel.connected
 
     async def close(self) -> None:
         """Close all of them at once; what still runs in them ends with `PathDown`."""
         self._closed = True
-        if self._sweep is not None:
-            self._sweep.cancel()
+        if self._review is not None:
+            self._review.cancel()
         roads, self._roads = list(self._roads.values()), {}
-        tunnels = [tunnel for tunnel, _ in self._retired]
-        tunnels += [t for road in roads for t in (road.tunnel, road.coming) if t is not None]
-        self._retired.clear()
-        await asyncio.gather(*(tunnel.close() for tunnel in tunnels), *self._closing)
+        for road in roads:
+            road.end()
+        await self._retired.close()
 
-    # Replacement
+    # Seeing
 
-    def _start(self, road: Road) -> Tunnel:
-        tunnel = self._make(road.region, road.address, self._changed)
-        tunnel.start()
-        return tunnel
+    def _look(self, now: float) -> None:
+        """Work out the views, and say which regions are reached another way than before."""
+        wall_s = self._clock.wall()
+        views = {}
+        for region, road in self._roads.items():
+            estimates = road.estimates()
+            found = self._choice.advance(region, estimates, road.queue_ms(now), now, wall_s)
+            road.found = found
+            if found.changed is not None:
+                by_name = {name_of(relay): estimate for relay, estimate in estimates.items()}
+                self.log.take(found.changed, kind_of(found.changed, by_name.get))
+            doubted = self.doubted(region)
+            reachable = found.first is not None and not doubted
+            views[region] = RegionView(reachable, found.rtt_ms, found.views, found.queue_ms)
+        if views != self._views:
+            self._views = views
+        self._views_until = now + VIEWS_FRESH_S
 
-    def _readdress(self, road: Road, addresses: tuple[str, ...]) -> None:
-        road.addresses = addresses
-        self._retire(road.coming)
-        road.coming = None
-        if road.tunnel is not None and road.tunnel.address == road.address:
-            return
-        road.coming = self._start(road)
-        log.info("region readdressed", region=road.region, address=road.address)
+    def doubted(self, region: str) -> str:
+        """Why a region is not to be asked though it is reached; empty: it may be."""
+        road = self._roads.get(region)
+        if road is None:
+            return ""
+        return road.stalled or self._doubts.why(region, self._clock.now())
 
-    def _changed(self, status: TunnelStatus) -> None:
-        """A tunnel connected, failed or closed."""
+    def _announce(self) -> None:
         self._views_until = 0.0
         self._news.set()
-        road = self._roads.get(status.region)
-        if road is None or self._closed:
+
+    def _all_connected(self) -> bool:
+        roads = self._roads.values()
+        return bool(roads) and all(road.direct.connected for road in roads)
+
+    # Ways come and go
+
+    def _path(self, region: str, relay: str) -> Path:
+        via = Through(relay, self._roads) if relay else None
+
+        def connect(address: str, on_change: OnChange) -> Tunnel:
+            return self._make(region, address, on_change, via=via, turn=self._worker)
+
+        return Path(region, relay, connect, self._retired.take, self._changed)
+
+    def _changed(self, path: Path) -> None:
+        """A tunnel connected, failed, fell silent or closed."""
+        self._announce()
+        if self._closed or not path.connected:
             return
-        log.debug("tunnel", region=status.region, state=status.state, reason=status.reason)
-        if status.state == "connected":
-            self._promote(road)
-        elif status.state == "waiting":
-            self._next_core(road, status)
-
-    def _promote(self, road: Road) -> None:
-        if road.coming is not None and road.coming.connected:
-            self._retire(road.tunnel)
-            road.tunnel, road.coming = road.coming, None
-
-    def _next_core(self, road: Road, status: TunnelStatus) -> None:
-        """The address failed: let a tunnel to the region's next one come, if it has another."""
-        latest = road.coming or road.tunnel
-        if len(road.addresses) < 2 or latest is None or latest.address != status.address:
+        if path.relay:
+            if self._is_crowded(path.region):
+                self._review_in(0.0)
             return
-        road.turn += 1
-        self._retire(road.coming)
-        road.coming = self._start(road)
+        for other in self.paths():
+            if other.relay == path.region:
+                other.readdress((path.reached,))
+        if not self._settled and self._all_connected():
+            self._review_in(0.0)
 
-    def _retire(self, tunnel: Tunnel | None) -> None:
-        if tunnel is None:
+    def _is_crowded(self, region: str) -> bool:
+        """Whether one relay too many is kept, until it is seen whether the newest connects."""
+        road = self._roads.get(region)
+        limit = self._snapshot.policy.paths.relays_per_region
+        return road is not None and len(road.relayed) > limit
+
+    def _review_in(self, delay_s: float) -> None:
+        if self._closed:
             return
-        loop = asyncio.get_running_loop()
-        self._retired.append((tunnel, loop.time() + RETIRED_AT_MOST_S))
-        if self._sweep is None:
-            self._sweep = loop.call_soon(self._close_retired)  # type: ignore[assignment]
+        if self._review is not None:
+            self._review.cancel()
+        self._review = asyncio.get_running_loop().call_later(delay_s, self._review_relays)
 
-    def _close_retired(self) -> None:
-        loop = asyncio.get_running_loop()
-        now, kept = loop.time(), []
-        for tunnel, until in self._retired:
-            if tunnel.status.open_exchanges and now < until:
-                kept.append((tunnel, until))
-                continue
-            task = loop.create_task(tunnel.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-        self._retired = kept
-        self._sweep = loop.call_later(RETIRED_CHECK_S, self._close_retired) if kept else None
+    def _review_relays(self) -> None:
+        """Keep the relays that are worth it; let others go."""
+        self._settled = True
+        self._review_in(REVIEW_S)
+        limit = self._snapshot.policy.paths.relays_per_region
+        now = self._clock.now()
+        for road in self._roads.values():
+            held = road.relayed
+            order = self._candidates(road.region, tuple(held)) if limit else ()
+            wanted = road.standby.choose(order, held, road.in_use, limit, now)
+            for relay in held.keys() - set(wanted):
+                road.drop(relay)
+            for relay in wanted:
+                if relay not in held:
+                    path = road.paths[relay] = self._path(road.region, relay)
+                    path.start((self._roads[relay].direct.reached,))
+        self._announce()
+
+    def _candidates(self, region: str, kept: tuple[str, ...]) -> tuple[str, ...]:
+        """The regions that can relay, best first; those that cannot be reached now are last."""
+        everybody = len(self._roads)
+        found = candidates(self._snapshot, self._edge, region, self._rtt_ms, everybody, kept)
+        known = [relay for relay in found if relay in self._roads]
+        return tuple(sorted(known, key=lambda relay: not self._roads[relay].direct.connected))
+
+    def _rtt_ms(self, region: str) -> float | None:
+        road = self._roads.get(region)
+        tunnel = road.direct.tunnel if road is not None else None
+        return tunnel.rtt_ms if tunnel is not None and tunnel.connected else None
+
+
+def _as(relay: str) -> str:
+    return f"through {relay}" if relay else "straight"

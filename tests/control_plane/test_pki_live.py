@@ -233,7 +233,7 @@ async def test_clients_reconnect_with_what_was_renewed(world: World) -> None:
         session.end(None)
     await until(lambda: len(world.streams()) == 2 and min(world.streams()) > max(before))
     # And a tunnel that is opened anew shows the new certificate too.
-    tunnel = world.edge.tunnels._roads["singapore"].tunnel
+    tunnel = world.edge.tunnels._roads["singapore"].direct.tunnel
     assert tunnel is not None
     assert tunnel._connection is not None
     dials = tunnel.status.connects

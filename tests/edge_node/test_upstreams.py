@@ -17,6 +17,7 @@ from tests.topology.worlds import region as region_document
 from topology.overlay.errors import PathDown, RegionFailure
 from topology.overlay.frames import Accept, End, Request, Tokens
 from topology.overlay.tunnel import Tunnel
+from topology.overlay.via import Via
 
 NAMES = ("good", "dead", "full", "mute")
 REGIONS: dict[str, Region] = {
@@ -63,8 +64,10 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         await core.start()
     edge = mesh.identity("edge", "london")
 
-    def make(region: str, address: str, on_change: OnChange) -> Tunnel:
-        return Tunnel(region, address, edge, on_change=on_change)
+    def make(
+        region: str, address: str, on_change: OnChange, /, *, via: Via | None, turn: int
+    ) -> Tunnel:
+        return Tunnel(region, address, edge, via=via, turn=turn, on_change=on_change)
 
     tunnels = Tunnels("london", 0, make)
     documents = [region_document(n, "EU", int(c.address.split(":")[1])) for n, c in cores.items()]

@@ -31,6 +31,7 @@ from tests.edge_node.worlds import (
 from tests.topology.worlds import document
 from tests.topology.worlds import region as region_document
 from topology.overlay.tunnel import Tunnel, TunnelSettings
+from topology.overlay.via import Via
 
 JURISDICTIONS = {"singapore": "SG", "frankfurt": "EU", "dubai": "AE"}
 HEADERS = {"authorization": f"Bearer {ACME}", "cache-control": "no-store"}
@@ -84,8 +85,12 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
     quick = TunnelSettings(backoff_max_ms=300, connect_timeout_ms=1000)
 
-    def make(region: str, address: str, on_change: OnChange) -> Tunnel:
-        return Tunnel(region, address, identity, settings=quick, on_change=on_change)
+    def make(
+        region: str, address: str, on_change: OnChange, /, *, via: Via | None, turn: int
+    ) -> Tunnel:
+        return Tunnel(
+            region, address, identity, settings=quick, via=via, turn=turn, on_change=on_change
+        )
 
     tunnels = Tunnels("london", 0, make)
     app = EdgeApp("london", tunnels, SystemClock(), Random(1), loop.time)

@@ -1,0 +1,57 @@
+"""The figures of every way to every region, as Prometheus metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edge_node.forward.path import Path
+from edge_node.forward.road import measured
+from edge_node.forward.tunnels import Tunnels
+from runtime.metrics import Sample
+
+_TUNNEL = "tradewind_edge_tunnel_"
+
+
+def path_samples(tunnels: Tunnels) -> Iterable[Sample]:
+    """Labels: `region`, and `path`: `direct` or `via <relay>`. There are as many as the
+    configuration has regions, times one and the relays that are kept."""
+    tunnels.views()
+    for path in tunnels.paths():
+        yield from _of(path)
+    for road in tunnels.roads():
+        labels = {"region": road.region}
+        up = sum(view.up for view in road.found.views)
+        yield Sample("tradewind_edge_region_paths_up", "Ways to it that live.", up, labels)
+        doubted = bool(tunnels.doubted(road.region))
+        text = "Whether it is reached and does not serve, so that others are asked."
+        yield Sample("tradewind_edge_region_doubted", text, doubted, labels)
+        text = "How long it says that requests wait there."
+        queue_s = road.found.queue_ms / 1000
+        yield Sample("tradewind_edge_region_queue_seconds", text, queue_s, labels)
+    for (region, kind), count in tunnels.log.counts.items():
+        labels = {"region": region, "kind": kind}
+        text = "Times that requests to it began to take another way."
+        yield Sample("tradewind_edge_path_changes_total", text, count, labels)
+
+
+def _of(path: Path) -> Iterable[Sample]:
+    tunnel = path.tunnel
+    if tunnel is None:
+        return
+    labels = {"region": path.region, "path": path.name}
+    status, estimate = tunnel.status, measured(tunnel)
+    figures = (
+        ("connected", "Whether requests can take this way.", float(tunnel.connected)),
+        ("rtt_seconds", "Round-trip time of it.", (estimate.rtt_ms or 0.0) / 1000),
+        ("jitter_seconds", "How much that varies.", (estimate.jitter_ms or 0.0) / 1000),
+        ("loss_out_ratio", "Share of what we send that is lost.", estimate.loss_out or 0.0),
+        ("loss_back_ratio", "Share of what is sent to us that is lost.", estimate.loss_back or 0.0),
+        ("exchanges", "Open exchanges.", status.open_exchanges),
+        ("exchanges_total", "Exchanges begun.", status.exchanges),
+        ("dials_total", "Attempts to connect.", status.connects),
+        ("connects_total", "Those that succeeded.", status.connected),
+        ("cuts_total", "Working paths that died.", status.path_downs),
+        ("refused_total", "Exchanges beyond its limit.", status.refused_locally),
+    )
+    for name, text, value in figures:
+        yield Sample(_TUNNEL + name, text, value, labels)

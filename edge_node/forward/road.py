@@ -1,0 +1,114 @@
+"""All the ways from this edge to one region: the direct one, and those through relays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from msgspec.structs import replace
+
+from edge_node.forward.path import Path
+from edge_node.forward.standby import Standby
+from topology.overlay.errors import PathDown
+from topology.overlay.monitor import Estimate
+from topology.overlay.tunnel import Tunnel
+from topology.overlay.via import Bound
+from topology.paths import UP, RegionPaths
+
+QUEUE_WEIGHT = 0.25  # of the newest figure that a region gave
+QUEUE_HALF_LIFE_S = 10.0  # of what it said last, while it says nothing
+
+
+class Road:
+    """`paths` by relay, the direct one first, under "". `found` is what was chosen last."""
+
+    def __init__(self, region: str, direct: Path) -> None:
+        self.region = region
+        self.direct = direct
+        self.paths: dict[str, Path] = {"": direct}
+        self.standby = Standby()
+        self.found = RegionPaths((), {})
+        self.stalled = ""  # why it does not serve, as it says itself; empty: it does, or is dead
+        self.cores = 1
+        self._queue_ms = 0.0
+        self._queue_at = 0.0
+
+    @property
+    def in_use(self) -> str:
+        """The relay that requests go through now; empty: none."""
+        first = self.found.first
+        return first.relay if first is not None else ""
+
+    @property
+    def relayed(self) -> dict[str, bool]:
+        """The relays that are kept, and whether they are connected."""
+        return {relay: path.connected for relay, path in self.paths.items() if relay}
+
+    def tunnels(self) -> Iterator[Tunnel]:
+        for path in self.paths.values():
+            if path.tunnel is not None:
+                yield path.tunnel
+
+    def drop(self, relay: str) -> None:
+        """A way is kept no more; what runs on it may end."""
+        self.paths.pop(relay).end()
+
+    def end(self) -> None:
+        for path in self.paths.values():
+            path.end()
+
+    # What is known of it
+
+    def estimates(self) -> dict[str, Estimate]:
+        """What is measured of each way, as it counts for the choice among them.
+
+        That a region does not serve, though it answers probes, says nothing about a way, where
+        all of them end at one core; where it has several, another one may do better.
+        """
+        found = {relay: measured(p.tunnel) for relay, p in self.paths.items() if p.tunnel}
+        stalled = [estimate for estimate in found.values() if estimate.state == "stalled"]
+        others = any(estimate.state in UP for estimate in found.values())
+        self.stalled = ""
+        if stalled and (self.cores < 2 or not others):
+            self.stalled = stalled[0].why or "it has work and gets nowhere"
+            found = {relay: _alive(estimate) for relay, estimate in found.items()}
+        return found
+
+    def note_queue(self, queue_ms: float, now: float) -> None:
+        """The region said that a request waits so long there."""
+        before = self.queue_ms(now)
+        self._queue_ms = before + QUEUE_WEIGHT * (queue_ms - before)
+        self._queue_at = now
+
+    def queue_ms(self, now: float) -> float:
+        """How long requests wait there, as far as it is known; what is old counts for less."""
+        age_s = max(0.0, now - self._queue_at)
+        return self._queue_ms * 0.5 ** (age_s / QUEUE_HALF_LIFE_S) if self._queue_ms else 0.0
+
+
+def measured(tunnel: Tunnel) -> Estimate:
+    if hasattr(tunnel, "estimate"):
+        return tunnel.estimate  # type: ignore[no-any-return]
+    status = tunnel.status
+    state = "up" if status.state == "connected" else status.state
+    if state not in ("up", "connecting"):
+        state = "waiting"
+    return Estimate(status.rtt_ms, 0.0, 0.0, 0.0, 0.0, state, status.since_s, status.reason)  # type: ignore[arg-type]
+
+
+def _alive(estimate: Estimate) -> Estimate:
+    return estimate if estimate.state != "stalled" else replace(estimate, state="up")
+
+
+class Through:
+    """A `Via` that goes through whichever tunnel is the direct one to the relay at the time."""
+
+    def __init__(self, relay: str, roads: Mapping[str, Road]) -> None:
+        self._relay = relay
+        self._roads = roads
+
+    async def bind(self, region: str, turn: int) -> Bound:
+        """As `Tunnel.bind`; `PathDown` also where the relay is no region any more."""
+        road = self._roads.get(self._relay)
+        if road is None or road.direct.tunnel is None:
+            raise PathDown(self._relay, "this edge has no tunnel to it")
+        return await road.direct.tunnel.bind(region, turn)
