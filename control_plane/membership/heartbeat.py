@@ -12,7 +12,10 @@ from xds.data.orca.v3 import orca_load_report_pb2 as orca
 
 from control_plane.directives.observed import CoreReport, Member, RegionSeen
 from control_plane.membership.errors import InvalidHeartbeat
+from topology.paths import PathChange
+from topology.wire import path_reports
 from topology.wire.gen.tradewind.v1 import membership_pb2 as pb
+from topology.wire.path_reports import PathReport
 
 INCARNATION_MAX = 64  # characters
 VERSION_MAX = 100  # characters
@@ -26,7 +29,8 @@ RTT_MAX_MS = 600_000.0
 
 
 class Heartbeat(Struct, frozen=True):
-    """What a node says of itself, within bounds. `load`: of a core, where it told any."""
+    """What a node says of itself, within bounds. `load`: of a core, where it told any. `paths` and
+    `queue_ms` by region; `events`: the changes of ways that it had not told before."""
 
     node: str
     incarnation: str
@@ -38,14 +42,28 @@ class Heartbeat(Struct, frozen=True):
     leaving: bool
     regions: dict[str, RegionSeen]
     load: Load | None
+    paths: dict[str, tuple[PathReport, ...]] = {}
+    queue_ms: dict[str, float] = {}
+    events: tuple[PathChange, ...] = ()
 
     def of_regions(self, known: Collection[str]) -> Heartbeat:
         """The same without what it says of regions that are not known: nobody's memory is filled
         with them."""
-        if all(region in known for region in self.regions):
+        relays = {path.relay for paths in self.paths.values() for path in paths} - {""}
+        named = relays.union(self.regions, (event.region for event in self.events))
+        if all(region in known for region in named):
             return self
-        kept = {region: seen for region, seen in self.regions.items() if region in known}
-        return msgspec.structs.replace(self, regions=kept)
+        return msgspec.structs.replace(
+            self,
+            regions={region: seen for region, seen in self.regions.items() if region in known},
+            queue_ms={region: ms for region, ms in self.queue_ms.items() if region in known},
+            paths={
+                region: tuple(path for path in paths if not path.relay or path.relay in known)
+                for region, paths in self.paths.items()
+                if region in known
+            },
+            events=tuple(event for event in self.events if event.region in known),
+        )
 
     def member(self, role: str, name: str, since_s: float) -> Member:
         """As the registry keeps it. A node that drains takes nothing new: it is not healthy."""
@@ -89,7 +107,11 @@ class Load(Struct, frozen=True):
 
 def read(message: pb.Heartbeat) -> Heartbeat:
     """Raises `InvalidHeartbeat` with every mistake."""
-    problems = [*_text_problems(message), *_region_problems(message)]
+    problems = [
+        *_text_problems(message),
+        *_region_problems(message),
+        *path_reports.event_problems(message.path_events),
+    ]
     load, load_problems = _load(message.orca)
     problems += load_problems
     if problems:
@@ -108,6 +130,11 @@ def read(message: pb.Heartbeat) -> Heartbeat:
             for seen in message.regions
         },
         load=load,
+        paths={
+            seen.region: path_reports.read_paths(seen) for seen in message.regions if seen.paths
+        },
+        queue_ms={s.region: s.queue_ms for s in message.regions if s.queue_ms},
+        events=path_reports.read_events(message.path_events),
     )
 
 
@@ -138,7 +165,7 @@ def _region_problems(message: pb.Heartbeat) -> list[str]:
         problems.append(f"regions: names of 1 to {REGION_MAX} characters")
     if any(not 0 <= s.rtt_ms <= RTT_MAX_MS for s in message.regions):
         problems.append(f"regions: rtt_ms from 0 to {RTT_MAX_MS:g}")
-    return problems
+    return problems + path_reports.path_problems(message.regions)
 
 
 def _load(data: bytes) -> tuple[Load | None, list[str]]:

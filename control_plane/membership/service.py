@@ -25,6 +25,7 @@ from control_plane.membership.errors import (
     TooMany,
 )
 from control_plane.membership.heartbeat import Heartbeat
+from control_plane.membership.paths import NodePaths, told
 from control_plane.membership.settings import MembershipSettings
 from control_plane.membership.upkeep import Standing, Upkeep
 from control_plane.peers import principal_of_call, speaks_for
@@ -92,6 +93,10 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
     def seen(self) -> dict[str, dict[str, RegionSeen]]:
         """Edge node -> region -> how it sees it, from heartbeats that are fresh."""
         return {node: said.heartbeat.regions for node, said in self._fresh() if said.role == "edge"}
+
+    def paths(self) -> dict[str, NodePaths]:
+        """Edge node -> its ways to each region, from heartbeats that are fresh."""
+        return {node: said.paths for node, said in self._fresh() if said.role == "edge"}
 
     def cores(self) -> dict[str, CoreReport]:
         """Core -> its load, from heartbeats that are fresh."""
@@ -198,7 +203,9 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
             self._upkeep.leaves(heard.node, standing)
         else:
             until_s = now_s + FRESH_INTERVALS * interval_s
-            self._said[heard.node] = _Said(heard, role, name, wall_s, until_s)
+            before = self._said.get(heard.node)
+            paths = told(heard, name, wall_s, before.paths if before is not None else None)
+            self._said[heard.node] = _Said(heard, role, name, wall_s, until_s, paths)
         soon = not standing.registered and self._registry.status.available
         return pb.HeartbeatReply(
             lease=standing.lease,
@@ -258,16 +265,23 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
 class _Said:
     """The last heartbeat of a node, and until when it counts."""
 
-    __slots__ = ("heartbeat", "name", "role", "until_s", "wall_s")
+    __slots__ = ("heartbeat", "name", "paths", "role", "until_s", "wall_s")
 
     def __init__(
-        self, heartbeat: Heartbeat, role: str, name: str, wall_s: float, until_s: float
+        self,
+        heartbeat: Heartbeat,
+        role: str,
+        name: str,
+        wall_s: float,
+        until_s: float,
+        paths: NodePaths,
     ) -> None:
         self.heartbeat = heartbeat
         self.role = role
         self.name = name
         self.wall_s = wall_s
         self.until_s = until_s
+        self.paths = paths
 
 
 class _Stream:

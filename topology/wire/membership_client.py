@@ -21,10 +21,13 @@ from runtime import logs
 from runtime.backoff import Backoff
 from runtime.clock import Clock
 from runtime.identity import Identity
+from topology.paths import PathChange
 from topology.routing import Views
+from topology.wire import path_reports
 from topology.wire.channel import open_channel
 from topology.wire.gen.tradewind.v1 import membership_pb2 as pb
 from topology.wire.gen.tradewind.v1 import membership_pb2_grpc
+from topology.wire.path_reports import PathReport
 
 log = logs.get("membership")
 
@@ -45,13 +48,16 @@ class MembershipClientSettings(msgspec.Struct, frozen=True, forbid_unknown_field
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a node says of itself. `orca`: a core's load, as an OrcaLoadReport."""
+    """What a node says of itself. `orca`: a core's load, as an OrcaLoadReport. `paths`: an edge's
+    ways to each region in their order; `path_events`: how they changed, the newest last."""
 
     healthy: bool
     draining: bool = False
     addresses: tuple[str, ...] = ()
     regions: Views = {}
     orca: bytes = b""
+    paths: Sequence[PathReport] = ()
+    path_events: Sequence[PathChange] = ()
 
     @property
     def urgent(self) -> object:
@@ -176,11 +182,14 @@ class MembershipClient:
 
     async def _converse(self, call: Any, endpoint: str) -> str:
         timeout_s = self._settings.connect_timeout_ms / 1e3
+        told: frozenset[PathChange] = frozenset()  # over this stream
         while True:
             report, leaving = self._report(), self._leaving.is_set()
+            news = [change for change in report.path_events if change not in told]
             async with asyncio.timeout(timeout_s):
-                await call.write(self._heartbeat(report, leaving))
+                await call.write(self._heartbeat(report, news, leaving))
                 reply = await call.read()
+            told = frozenset(report.path_events)
             if reply is _EOF:
                 code, details = await call.code(), await call.details()
                 raise _Lost(f"{code.name}: {details or 'the stream ended'}")
@@ -190,7 +199,8 @@ class MembershipClient:
                 return "the node left"
             await self._rest(report)
 
-    def _heartbeat(self, report: Report, leaving: bool) -> pb.Heartbeat:
+    def _heartbeat(self, report: Report, news: Sequence[PathChange], leaving: bool) -> pb.Heartbeat:
+        paths = path_reports.by_region(report.paths)
         return pb.Heartbeat(
             node_id=self._node_id,
             incarnation=self._incarnation,
@@ -200,9 +210,16 @@ class MembershipClient:
             healthy=report.healthy,
             draining=report.draining,
             regions=[
-                pb.RegionSeen(region=region, reachable=view.reachable, rtt_ms=view.rtt_ms or 0.0)
+                pb.RegionSeen(
+                    region=region,
+                    reachable=view.reachable,
+                    rtt_ms=view.rtt_ms or 0.0,
+                    queue_ms=min(view.queue_ms, path_reports.FIGURE_MAX_MS),
+                    paths=path_reports.to_paths(paths.get(region, ())),
+                )
                 for region, view in report.regions.items()
             ],
+            path_events=path_reports.to_events(news),
             orca=report.orca,
             leaving=leaving,
         )

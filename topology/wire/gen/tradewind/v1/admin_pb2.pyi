@@ -352,7 +352,7 @@ class ExplainResponse(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., stale_since_s: _Optional[float] = ..., place: _Optional[str] = ..., name: _Optional[str] = ..., edges: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., edge: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., region: _Optional[str] = ..., path: _Optional[str] = ..., refusal: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ..., demand_class: _Optional[str] = ..., heard: _Optional[bool] = ...) -> None: ...
 
 class Candidate(_message.Message):
-    __slots__ = ("name", "chosen", "excluded", "why", "distance_km", "rtt_ms", "share")
+    __slots__ = ("name", "chosen", "excluded", "why", "distance_km", "rtt_ms", "share", "path")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_FIELD_NUMBER: _ClassVar[int]
@@ -360,6 +360,7 @@ class Candidate(_message.Message):
     DISTANCE_KM_FIELD_NUMBER: _ClassVar[int]
     RTT_MS_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     name: str
     chosen: bool
     excluded: bool
@@ -367,7 +368,8 @@ class Candidate(_message.Message):
     distance_km: float
     rtt_ms: float
     share: float
-    def __init__(self, name: _Optional[str] = ..., chosen: _Optional[bool] = ..., excluded: _Optional[bool] = ..., why: _Optional[str] = ..., distance_km: _Optional[float] = ..., rtt_ms: _Optional[float] = ..., share: _Optional[float] = ...) -> None: ...
+    path: str
+    def __init__(self, name: _Optional[str] = ..., chosen: _Optional[bool] = ..., excluded: _Optional[bool] = ..., why: _Optional[str] = ..., distance_km: _Optional[float] = ..., rtt_ms: _Optional[float] = ..., share: _Optional[float] = ..., path: _Optional[str] = ...) -> None: ...
 
 class SetOverrideRequest(_message.Message):
     __slots__ = ("regions", "action", "reason", "percent", "expires_s", "force", "over_s", "dry_run")

@@ -47,7 +47,7 @@ class RegionSeen(_message.Message):
     def __init__(self, region: _Optional[str] = ..., reachable: _Optional[bool] = ..., rtt_ms: _Optional[float] = ..., paths: _Optional[_Iterable[_Union[PathSeen, _Mapping]]] = ..., queue_ms: _Optional[float] = ...) -> None: ...
 
 class PathSeen(_message.Message):
-    __slots__ = ("relay", "up", "state", "rtt_ms", "measured_rtt_ms", "jitter_ms", "loss_out", "loss_back", "since_s", "why", "exchanges")
+    __slots__ = ("relay", "up", "state", "rtt_ms", "measured_rtt_ms", "jitter_ms", "loss_out", "loss_back", "since_s", "why", "exchanges", "extra_ms")
     RELAY_FIELD_NUMBER: _ClassVar[int]
     UP_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class PathSeen(_message.Message):
     SINCE_S_FIELD_NUMBER: _ClassVar[int]
     WHY_FIELD_NUMBER: _ClassVar[int]
     EXCHANGES_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_MS_FIELD_NUMBER: _ClassVar[int]
     relay: str
     up: bool
     state: str
@@ -70,7 +71,8 @@ class PathSeen(_message.Message):
     since_s: float
     why: str
     exchanges: int
-    def __init__(self, relay: _Optional[str] = ..., up: _Optional[bool] = ..., state: _Optional[str] = ..., rtt_ms: _Optional[float] = ..., measured_rtt_ms: _Optional[float] = ..., jitter_ms: _Optional[float] = ..., loss_out: _Optional[float] = ..., loss_back: _Optional[float] = ..., since_s: _Optional[float] = ..., why: _Optional[str] = ..., exchanges: _Optional[int] = ...) -> None: ...
+    extra_ms: float
+    def __init__(self, relay: _Optional[str] = ..., up: _Optional[bool] = ..., state: _Optional[str] = ..., rtt_ms: _Optional[float] = ..., measured_rtt_ms: _Optional[float] = ..., jitter_ms: _Optional[float] = ..., loss_out: _Optional[float] = ..., loss_back: _Optional[float] = ..., since_s: _Optional[float] = ..., why: _Optional[str] = ..., exchanges: _Optional[int] = ..., extra_ms: _Optional[float] = ...) -> None: ...
 
 class PathEvent(_message.Message):
     __slots__ = ("at_s", "region", "before", "after", "why")
