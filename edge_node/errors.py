@@ -85,7 +85,17 @@ class RegionSilent(TradewindError):
         self.region = region
 
 
-AttemptError = PathDown | RegionFailure | OverlayProtocolError | RegionSilent
+class RegionStalled(TradewindError):
+    """Everything that a region had begun for this edge stands still."""
+
+    retryable = True
+
+    def __init__(self, region: str) -> None:
+        super().__init__(f"{region} stands still")
+        self.region = region
+
+
+AttemptError = PathDown | RegionFailure | OverlayProtocolError | RegionSilent | RegionStalled
 
 
 class AttemptsExhausted(TradewindError):

@@ -41,11 +41,17 @@ class Figures:
         "failed_attempts",
         "first_token",
         "forwarded",
+        "hedged",
+        "hedges_won",
         "load",
+        "moved",
         "region_load",
         "replies",
         "requests",
         "resumed",
+        "retried",
+        "stalled",
+        "stalls",
         "streams_broken",
     )
 
@@ -59,6 +65,12 @@ class Figures:
         self.attempts = 0
         self.failed_attempts = 0
         self.resumed = 0  # attempts that carried on where another region stopped
+        self.retried = 0  # attempts after a failure, that the budget paid for
+        self.hedged = 0  # requests sent a second time because the first token was late
+        self.hedges_won = 0  # those whose answer came from the second one
+        self.moved = 0  # answers that left a region since it was drained
+        self.stalls = 0  # regions found to stand still
+        self.stalled = 0  # attempts given up because of that
         self.cancelled = 0  # exchanges that we gave up
         self.streams_broken = 0  # streams that ended with an error event
         self.first_token = Histogram(FIRST_TOKEN_BOUNDS_S)
@@ -73,6 +85,12 @@ class Figures:
             ("attempts", "Requests sent to regions, retries included.", self.attempts),
             ("failed_attempts", "Attempts that failed.", self.failed_attempts),
             ("resumed", "Attempts that continued another region's answer.", self.resumed),
+            ("retried", "Attempts after a failure, paid from the budget.", self.retried),
+            ("hedged", "Requests sent twice, the first token being late.", self.hedged),
+            ("hedges_won", "Those that the second one answered.", self.hedges_won),
+            ("moved", "Answers that left a drained region.", self.moved),
+            ("stalls", "Times that everything in a region stood still.", self.stalls),
+            ("stalled", "Attempts given up because of that.", self.stalled),
             ("cancelled", "Exchanges given up because nobody waited.", self.cancelled),
             ("streams_broken", "Streams that ended with an error.", self.streams_broken),
         )

@@ -19,9 +19,16 @@ class Cause(enum.Enum):
 
     SLOW_BODY = enum.auto()  # the client took too long to send its request
     SILENCE = enum.auto()  # the region sent nothing for too long; another may be asked
+    HEDGE = enum.auto()  # its first token is late: another may be asked beside it
+    STALL = enum.auto()  # everything in that region stands still
+    MOVE = enum.auto()  # the region is drained, and this answer has had its time there
     DEADLINE = enum.auto()
     DISCONNECT = enum.auto()  # the client went away
     SHUTDOWN = enum.auto()
+
+
+# The request itself goes on after these. They strike it only where it waits for its region.
+PASSING = frozenset((Cause.SILENCE, Cause.HEDGE, Cause.STALL, Cause.MOVE))
 
 
 class Presence(Protocol):
@@ -89,7 +96,7 @@ class Flight:
         if self.cause is None:
             self.cause = cause
             self.task.cancel()
-        elif self.cause is Cause.SILENCE:
+        elif self.cause in PASSING and cause not in PASSING:
             self.cause = cause
 
     def carry_on(self) -> None:

@@ -23,13 +23,17 @@ class Choice:
     def __init__(self, edge: str, views: Callable[[], Views], clock: Clock, rng: Random) -> None:
         self._edge = edge
         self._read_views = views
-        self._clock = clock
+        self.clock = clock
         self._draw = rng.random
         self._snapshot = Snapshot.empty()
         self._directive = NONE
         self._views: Views = {}
         self._kept: dict[tuple[str, str], Plan] = {}
         self._same: dict[tuple[str, str], Decision] = {}  # where no request's draw matters
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
 
     @property
     def directive(self) -> Directive:
@@ -53,14 +57,14 @@ class Choice:
 
     def _drawn(self, tenant: str, model: str) -> Decision:
         kept = self._kept.get((tenant, model))
-        if kept is None or (kept.until_s < _FOREVER and self._clock.wall() >= kept.until_s):
+        if kept is None or (kept.until_s < _FOREVER and self.clock.wall() >= kept.until_s):
             kept = self._plan(tenant, model)
         return kept.only or kept.at(self._draw(), self._draw())
 
     def _plan(self, tenant: str, model: str) -> Plan:
         made = plan(
             self._snapshot, self._edge, tenant, model,
-            self._views, self._clock.wall(), self._directive,
+            self._views, self.clock.wall(), self._directive,
         )  # fmt: skip
         # Names may come from clients: only known ones may take room.
         if made.steps[0].decisions[0].refusal != "unknown_model":

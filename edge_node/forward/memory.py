@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from topology.overlay.errors import PathDown
 from topology.overlay.frames import Accept, End, Request, Tokens
+from topology.paths import PathView
 from topology.routing import RegionView, Views
 
 Answer: TypeAlias = AsyncGenerator[Accept | Tokens | End, None]
@@ -16,16 +17,23 @@ Region: TypeAlias = Callable[[Request, bytes], Answer]
 
 
 class MemoryExchange:
-    """Runs a region's function as far as its reader asks."""
+    """Runs a region's function, as far as its reader asks and one frame ahead."""
 
     def __init__(self, owner: MemoryUpstream, answer: Answer) -> None:
         self._owner = owner
         self._answer = answer
         self._over = False
+        self._reading: asyncio.Future[Accept | Tokens | End] | None = None
 
     async def next(self) -> Accept | Tokens | End:
+        """May be cancelled and called again: no frame is lost."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._read())
+        reading = self._reading
+        await asyncio.wait((reading,))
+        self._reading = None
         try:
-            frame = await anext(self._answer)
+            frame = reading.result()
         except Exception:
             self._over = True
             raise
@@ -36,39 +44,79 @@ class MemoryExchange:
         if not self._over:
             self._over = True
             self._owner.cancelled += 1
-            closing = asyncio.ensure_future(self._answer.aclose())
+            closing = asyncio.ensure_future(self._close())
             self._owner.closing.add(closing)
             closing.add_done_callback(self._owner.closing.discard)
 
+    async def _read(self) -> Accept | Tokens | End:
+        return await anext(self._answer)
+
+    async def _close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+        await self._answer.aclose()
+
 
 class MemoryUpstream:
-    """Regions by name. `sent` keeps what each was asked, `cancelled` counts lost interest."""
+    """Regions by name. `sent` keeps what each was asked, `ways` how each time, `cancelled` counts
+    lost interest. `relays`: those through which a region is reached besides straight."""
 
-    def __init__(self, regions: Mapping[str, Region], rtt_ms: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        regions: Mapping[str, Region],
+        rtt_ms: Mapping[str, float],
+        relays: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         self.regions = dict(regions)
         self.sent: list[tuple[str, Request, bytes]] = []
+        self.ways: list[tuple[str, str]] = []
         self.cancelled = 0
         self.distrusted: list[tuple[str, str]] = []
+        self.queues_ms: dict[str, float] = {}
         self.closing: set[asyncio.Future[None]] = set()
-        self._views: dict[str, RegionView] = {
-            name: RegionView(reachable=True, rtt_ms=rtt_ms.get(name)) for name in regions
-        }
+        self._relays = dict(relays or {})
+        self._down: set[tuple[str, str]] = set()
+        self._rtt_ms = rtt_ms
+        self._views: dict[str, RegionView] = {name: self._view(name) for name in regions}
 
     def views(self) -> Views:
         return self._views
 
     def cut(self, region: str, *, reachable: bool = False) -> None:
-        """Make a region unreachable, or reachable again."""
-        view = RegionView(reachable, self._views[region].rtt_ms)
-        self._views = {**self._views, region: view}
+        """Make a region unreachable by any way, or reachable again."""
+        for relay in ("", *self._relays.get(region, ())):
+            self.cut_way(region, relay, reachable=reachable)
+
+    def cut_way(self, region: str, relay: str, *, reachable: bool = False) -> None:
+        """Let one way to a region die, or live again. What runs there is not told."""
+        if reachable:
+            self._down.discard((region, relay))
+        else:
+            self._down.add((region, relay))
+        self._views = {**self._views, region: self._view(region)}
 
     def distrust(self, region: str, why: str) -> None:
         self.distrusted.append((region, why))
         self.cut(region)
 
+    def note_queue(self, region: str, queue_ms: float) -> None:
+        self.queues_ms[region] = queue_ms
+
     def open(self, region: str, request: Request, body: bytes, relay: str = "") -> MemoryExchange:
-        view = self._views.get(region)
-        if view is None or not view.reachable:
+        known = region in self.regions and relay in ("", *self._relays.get(region, ()))
+        if not known or (region, relay) in self._down:
             raise PathDown(region, "it was cut")
         self.sent.append((region, request, body))
+        self.ways.append((region, relay))
         return MemoryExchange(self, self.regions[region](request, body))
+
+    def _view(self, region: str) -> RegionView:
+        rtt_ms = self._rtt_ms.get(region)
+        if region not in self._relays:
+            return RegionView((region, "") not in self._down, rtt_ms)
+        paths = tuple(
+            PathView(relay, (region, relay) not in self._down, rtt_ms)
+            for relay in ("", *self._relays[region])
+        )
+        return RegionView(any(path.up for path in paths), rtt_ms, paths)

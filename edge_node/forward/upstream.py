@@ -35,3 +35,11 @@ class Upstream(Protocol):
     def distrust(self, region: str, why: str) -> None:
         """The region answers probes and does not serve: choose others for a while."""
         ...
+
+    def note_queue(self, region: str, queue_ms: float) -> None:
+        """How long the region said, with an ACCEPT, that requests wait there."""
+        ...
+
+    def trust(self, region: str) -> None:
+        """An answer of the region came whole: whoever distrusts it may think again."""
+        ...

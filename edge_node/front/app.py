@@ -11,8 +11,8 @@ from typing import Any
 from edge_node.admission.quota import Quotas
 from edge_node.cache.exact import ExactCache
 from edge_node.figures import Figures, FirstToken
-from edge_node.forward.attempts import Forwarder
 from edge_node.forward.choice import Choice
+from edge_node.forward.forwarder import Forwarder
 from edge_node.forward.upstream import Upstream
 from edge_node.front.auth import Keyring
 from edge_node.front.call import Call, ClientGone, RequestIds
@@ -57,15 +57,16 @@ class EdgeApp:
         self.quotas = Quotas(rng)
         self.serving = Serving(edge, Keyring(), choice, self.quotas)
         self._now = now
-        forwarder = Forwarder(upstream, choice, self.figures, now)
+        self.forwarder = Forwarder(upstream, choice, self.figures, now)
         self._chat = Chat(
-            self.serving, forwarder, self.flights, self.figures, clock, body_timeout_s
+            self.serving, self.forwarder, self.flights, self.figures, clock, body_timeout_s
         )
         self.pages = Pages(self.serving, upstream.views, self.metrics.expose)
         self._ids = RequestIds(rng)
         self._edge = edge
         self._access_log = access_log
         self.metrics.watch(self.figures.samples)
+        self.metrics.watch(self.forwarder.samples)
         self.metrics.watch(self._samples)
         self.metrics.watch(lambda: self.quotas.samples(now()))
         self.metrics.watch(self.serving.staleness.samples)
@@ -73,6 +74,7 @@ class EdgeApp:
 
     def use(self, snapshot: Snapshot) -> None:
         self.serving.use(snapshot)
+        self.forwarder.use(snapshot)
         self.quotas.use(snapshot, self._now())
 
     def direct(self, directive: Directive) -> None:

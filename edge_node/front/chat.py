@@ -15,7 +15,8 @@ import msgspec
 
 from edge_node.errors import Refused
 from edge_node.figures import Figures
-from edge_node.forward.attempts import Ask, Attempts, Forwarder
+from edge_node.forward.attempts import Ask, Attempts
+from edge_node.forward.forwarder import Forwarder
 from edge_node.front import respond
 from edge_node.front.body import read
 from edge_node.front.call import Call, ClientGone
@@ -117,16 +118,18 @@ class Chat:
 
     def _ask(self, call: Call, tenant: str, request: ChatRequest, body: bytes) -> Ask:
         serving = self._serving
+        tier = serving.snapshot.tenants[tenant].tier
         return Ask(
             call.overlay_id,
             tenant,
             request.model,
-            URGENCY[serving.snapshot.tenants[tenant].tier],
+            URGENCY[tier],
             request.stream,
             body,
             serving.attempts,
             serving.silence_s,
             serving.snapshot.models[request.model].context_tokens,
+            tier == "vip" and self._forwarder.hedges,
         )
 
     # The cache

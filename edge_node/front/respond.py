@@ -14,6 +14,7 @@ from edge_node.errors import (
     NotReady,
     Refused,
     RegionSilent,
+    RegionStalled,
 )
 from edge_node.inflight import Cause
 from runtime.errors import TradewindError
@@ -162,7 +163,7 @@ def _exhausted(error: AttemptsExhausted) -> ChatError:
                 param=failure.param,
                 retryable=failure.retryable,
             )
-        case RegionSilent():
+        case RegionSilent() | RegionStalled():
             return _server(504, "region_timeout", f"No answer in time (tried {tried}).")
         case _:
             return _server(503, "region_unreachable", f"The way to it was cut (tried {tried}).")

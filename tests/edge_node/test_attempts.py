@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from edge_node.errors import AttemptsExhausted, Refused, RegionSilent
 from edge_node.figures import Figures
-from edge_node.forward.attempts import Ask, Attempts, Forwarder
+from edge_node.forward.attempts import Ask, Attempts
 from edge_node.forward.choice import Choice
+from edge_node.forward.forwarder import Forwarder
 from edge_node.forward.memory import Answer, MemoryUpstream, Region
 from edge_node.inflight import Cause, Flights
 from runtime.clock import ManualClock
@@ -121,10 +122,19 @@ async def test_no_region_is_tried_twice_and_no_more_than_allowed() -> None:
         await Trip(regions).run()
     assert sent(regions) == ["frankfurt", "dubai", "singapore"]
     assert caught.value.tried == ("frankfurt", "dubai", "singapore")
-    regions = upstream(**dead)
+    full = {name: refusing(name, "overloaded", 503, retryable=True) for name in RTT_MS}
+    regions = upstream(**full)
     with pytest.raises(AttemptsExhausted):
         await Trip(regions, attempts=2).run()
     assert sent(regions) == ["frankfurt", "dubai"]
+
+
+async def test_what_died_counts_for_nothing_against_the_attempts_that_are_allowed() -> None:
+    regions = upstream(frankfurt=dying("frankfurt", 2), dubai=dying("dubai", 2))
+    trip = Trip(regions, attempts=1)
+    await trip.run()
+    assert trip.text == TEXT
+    assert sent(regions) == ["frankfurt", "dubai", "singapore"]
 
 
 async def test_a_final_failure_is_not_tried_elsewhere() -> None:

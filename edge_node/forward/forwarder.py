@@ -1,0 +1,57 @@
+"""What all forwarded requests of one edge worker share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from edge_node.figures import Figures
+from edge_node.forward.attempts import Ask, Attempts
+from edge_node.forward.budget import Budget
+from edge_node.forward.choice import Choice
+from edge_node.forward.hedging import FirstTokens
+from edge_node.forward.upstream import Upstream
+from edge_node.forward.watch import Watch
+from edge_node.inflight import Flight
+from runtime.metrics import Sample
+from topology.routing import Decision
+from topology.snapshot import Snapshot
+
+
+class Forwarder:
+    """Starts attempts; one for the whole worker. `now` is the event loop's clock."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        choice: Choice,
+        figures: Figures,
+        now: Callable[[], float],
+    ) -> None:
+        self.upstream = upstream
+        self.choice = choice
+        self.figures = figures
+        self.now = now  # the clock of flights
+        self.budget = Budget()
+        self.first_tokens = FirstTokens()
+        self.watch = Watch(upstream, choice, figures)
+        self.hedges = True
+
+    def begin(self, ask: Ask, decision: Decision, flight: Flight) -> Attempts:
+        """Read it to its end, and `close` it in any case."""
+        attempts = Attempts(self, ask, decision, flight)
+        self.watch.add(attempts)
+        return attempts
+
+    def use(self, snapshot: Snapshot) -> None:
+        """Go by this snapshot's policy from now on."""
+        policy = snapshot.policy.retries
+        self.budget.share = policy.budget_share
+        self.budget.min_per_s = policy.budget_min_per_s
+        self.hedges = policy.hedge
+
+    def samples(self) -> Iterable[Sample]:
+        budget, name = self.budget, "tradewind_edge_retry_budget_"
+        yield Sample(name + "spent_total", "Retries and hedges that were paid.", budget.spent)
+        yield Sample(name + "refused_total", "Those that it did not allow.", budget.refused)
+        left = budget.allowance(self.now())
+        yield Sample(name + "left", "How many it would allow at once now.", left)

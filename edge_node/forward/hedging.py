@@ -1,0 +1,50 @@
+"""When a first token is so late that the request is worth sending a second time. Pure.
+
+Learnt from each region's recent first tokens, as this edge saw them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+REMEMBERED = 64  # first tokens of each region
+ENOUGH = 8  # below it nothing is known
+QUANTILE = 0.95
+SLACK_S = 0.05  # beside two round trips: earlier than that nothing is late
+UNKNOWN_S = 1.0  # before enough were seen
+
+_WORKED_OUT_EVERY = 8
+
+
+class _Seen:
+    __slots__ = ("added", "late_s", "times_s")
+
+    def __init__(self) -> None:
+        self.times_s: deque[float] = deque(maxlen=REMEMBERED)
+        self.late_s = UNKNOWN_S
+        self.added = 0
+
+
+class FirstTokens:
+    """How long first tokens took, by region. As many regions as were ever asked."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, _Seen] = {}
+
+    def add(self, region: str, took_s: float) -> None:
+        """A request's first token came after `took_s`; or it had not come by then, and is no
+        longer waited for."""
+        seen = self._seen.get(region)
+        if seen is None:
+            seen = self._seen[region] = _Seen()
+        seen.times_s.append(took_s)
+        seen.added += 1
+        if seen.added % _WORKED_OUT_EVERY == 0 and len(seen.times_s) >= ENOUGH:
+            ordered = sorted(seen.times_s)
+            seen.late_s = ordered[min(int(QUANTILE * len(ordered)), len(ordered) - 1)]
+
+    def late_s(self, region: str, rtt_ms: float, most_s: float) -> float:
+        """How long to wait for a first token from there before it counts as late."""
+        seen = self._seen.get(region)
+        usual = seen.late_s if seen is not None else UNKNOWN_S
+        return min(max(usual, 2 * rtt_ms / 1000 + SLACK_S), most_s)

@@ -1,0 +1,93 @@
+"""The ways that one request went, and which it may go next. Pure.
+
+A way is a region and the relay through which it is reached, "" where straight. No way is gone
+twice, and no region asked again that failed, refused or stalled. Where a way died under the
+request, the region at its end and the relay in its middle are in doubt: either may be what died.
+What is not in doubt comes first, unless it is so far that trying a doubtful way is still quicker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from topology.paths import name_of
+from topology.routing import Candidate
+
+MOST_WAYS = 6  # of one request, whatever happens to them
+DOUBT_MS = 150.0  # what it takes to see that a way is dead, beside its round trip
+
+_NOTHING: frozenset[str] = frozenset()
+
+
+class Ways:
+    """Of one request."""
+
+    __slots__ = ("_closed", "_doubted", "_gone", "count", "names")
+
+    def __init__(self) -> None:
+        self.names: list[str] = []  # for people, in order
+        self.count = 0
+        self._gone: list[tuple[str, str]] = []
+        self._closed = _NOTHING
+        self._doubted = _NOTHING
+
+    def go(self, candidate: Candidate) -> None:
+        """The request goes that way now."""
+        region, relay = candidate.region, candidate.relay
+        self.count += 1
+        self._gone.append((region, relay))
+        self.names.append(f"{region} via {relay}" if relay else region)
+
+    def close(self, region: str) -> None:
+        """The region itself cannot serve the request: it is not asked again."""
+        self._closed |= {region}
+
+    def doubt(self, candidate: Candidate) -> None:
+        """That way died."""
+        self._doubted |= {candidate.region, candidate.relay} - {""}
+
+    def reopen(self, candidate: Candidate) -> None:
+        """That way was left though it worked: it may be gone again."""
+        self._gone = [way for way in self._gone if way != (candidate.region, candidate.relay)]
+
+    def next(
+        self, candidates: Sequence[Candidate], besides: Candidate | None = None
+    ) -> Candidate | None:
+        """The way to go now, None where none is left. `besides`: the one that is gone already,
+        whose region is the last choice."""
+        if self.count >= MOST_WAYS:
+            return None
+        sound: Candidate | None = None
+        doubtful: Candidate | None = None
+        here = besides.region if besides is not None else ""
+        for candidate in candidates:
+            for way in self._open_ways(candidate):
+                if candidate.region == here or self._in_doubt(way):
+                    if doubtful is None or way.rtt_ms < doubtful.rtt_ms:
+                        doubtful = way
+                elif sound is None:
+                    sound = way
+                    break
+        if doubtful is None or (sound is not None and sound.rtt_ms <= _cost_ms(doubtful)):
+            return sound
+        return doubtful
+
+    def _open_ways(self, candidate: Candidate) -> list[Candidate]:
+        if candidate.region in self._closed:
+            return []
+        ways = [candidate] + [
+            msgspec.structs.replace(candidate, relay=relay, path=name_of(relay), others=())
+            for relay in candidate.others
+            if relay != candidate.relay
+        ]
+        return [way for way in ways if (way.region, way.relay) not in self._gone]
+
+    def _in_doubt(self, way: Candidate) -> bool:
+        return way.region in self._doubted or way.relay in self._doubted
+
+
+def _cost_ms(doubtful: Candidate) -> float:
+    """What trying it costs where it turns out to be dead, and the next one is tried."""
+    return 2 * doubtful.rtt_ms + DOUBT_MS
