@@ -16,6 +16,8 @@ from topology.overlay.frames import (
     End,
     Failure,
     Frame,
+    Relay,
+    Relayed,
     Request,
     Skipped,
     Tokens,
@@ -40,6 +42,8 @@ SAMPLES: dict[str, Frame] = {
     "E": End("stop", 1, 1, 0.0),
     "F": Failure("engine", "broke", 500, True),
     "s": Skipped(0x41, 3),
+    "L": Relay("frankfurt", 1),
+    "D": Relayed(b"8 bytes.", 30_000),
 }
 orders = st.text(alphabet="".join(SAMPLES), max_size=8)
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=5)
@@ -52,9 +56,11 @@ def bytes_of(letters: str) -> bytes:
     )
 
 
-@given(orders, sizes)
-def test_the_client_accepts_exactly_the_legal_answers(order: str, chunk_sizes: list[int]) -> None:
-    session, got = ClientSession(), ""
+@given(orders, sizes, st.booleans())
+def test_the_client_accepts_exactly_the_legal_answers(
+    order: str, chunk_sizes: list[int], relay: bool
+) -> None:
+    session, got = ClientSession(relay=relay), ""
     names = {type(frame): letter for letter, frame in SAMPLES.items()}
     try:
         for chunk in cut(bytes_of(order), chunk_sizes):
@@ -65,7 +71,7 @@ def test_the_client_accepts_exactly_the_legal_answers(order: str, chunk_sizes: l
     else:
         legal = True
     plain = order.replace("s", "")
-    assert legal == bool(re.fullmatch(r"A?T*[EF]", plain))
+    assert legal == bool(re.fullmatch(r"[DF]" if relay else r"A?T*[EF]", plain))
     assert plain.startswith(got)
     if legal:
         assert got == plain
@@ -82,17 +88,18 @@ def test_the_server_accepts_exactly_the_legal_requests(order: str, chunk_sizes: 
             arrival = session.receive(chunk, fin=index == len(chunks) - 1)
     except OverlayProtocolError:
         arrival = None
-    legal = order.replace("s", "") == "RB"
-    assert arrival == (Arrival(REQUEST, b"{}") if legal else None)
+    legal = {"RB": Arrival(REQUEST, b"{}"), "L": SAMPLES["L"]}
+    assert arrival == legal.get(order.replace("s", ""))
 
 
-@given(orders)
-def test_the_server_sends_exactly_the_legal_answers(order: str) -> None:
+@given(orders, st.booleans())
+def test_the_server_sends_exactly_the_legal_answers(order: str, relay: bool) -> None:
     session, sent = ServerSession(), ""
+    session.receive(bytes_of("L" if relay else "RB"), fin=True)
     for letter in order:
-        if letter not in "ATEF":
+        if letter not in "ATEFD":
             continue
-        expected = bool(re.fullmatch(r"A?T*[EF]?", sent + letter))
+        expected = bool(re.fullmatch(r"[DF]" if relay else r"A?T*[EF]?", sent + letter))
         if not expected:
             with pytest.raises(OverlayProtocolError):
                 session.send(SAMPLES[letter])  # type: ignore[arg-type]
@@ -100,7 +107,7 @@ def test_the_server_sends_exactly_the_legal_answers(order: str) -> None:
         data, fin = session.send(SAMPLES[letter])  # type: ignore[arg-type]
         sent += letter
         assert data == bytes_of(letter)
-        assert fin == (letter in "EF")
+        assert fin == (letter in "EFD")
 
 
 @given(st.binary(max_size=200), sizes)
