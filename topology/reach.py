@@ -64,6 +64,7 @@ class Reach(Struct, frozen=True):
     unreachable: str = ""  # why there is no way; "": there is
     relay: str = ""
     others: tuple[str, ...] = ()
+    doubted: bool = False  # `unreachable` because it does not serve: better than nothing
 
 
 def reach(
@@ -74,8 +75,8 @@ def reach(
         return _straight(snapshot, edge, region, view)
     up = [path for path in view.paths if path.up]
     left = [path for path in up if relays.allow(path.relay)]
-    if not left or not view.reachable:
-        unreachable = _no_way(snapshot, up, left, relays)
+    unreachable = "" if left and view.reachable else _no_way(snapshot, up, left, relays)
+    if not left:
         return Reach(UNKNOWN_RTT_MS, UNKNOWN_RTT_MS, "", unreachable)
     if relays.cheapest and len(left) > 1:
         left.sort(key=lambda path: _cost_per_gib(snapshot, edge, region, path.relay))
@@ -85,14 +86,18 @@ def reach(
     rtt_ms, why = _distance(snapshot, edge, region, first.relay, first.rtt_ms)
     if first.relay:
         why = f"{why} {name_of(first.relay)}"
+    if first.relay != up[0].relay:
+        why = f"{why}; {_passed_over(up[0].relay, relays)}"
     if view.queue_ms >= 1.0:
         why = f"{why}; requests wait {view.queue_ms:.0f} ms there"
     return Reach(
         rtt_ms=rtt_ms,
         cost_ms=rtt_ms + first.extra_ms + view.queue_ms,
         why=why,
+        unreachable=unreachable,
         relay=first.relay,
         others=tuple([path.relay for path in left[1:]]),
+        doubted=bool(unreachable),
     )
 
 
@@ -115,6 +120,16 @@ def _distance(
     if len(known_ms) < len(links):
         return UNKNOWN_RTT_MS, "no link declares its distance"
     return sum(known_ms), f"expected {sum(known_ms):.0f} ms away"
+
+
+def _passed_over(relay: str, relays: Relays) -> str:
+    """Why the way that the edge prefers is not taken."""
+    better = f"{name_of(relay)} is better, and"
+    if not relays.allow(relay):
+        return f"{better} outside the tenant's residency"
+    if relay in relays.emptied:
+        return f"{better} {relay} is drained"
+    return f"{better} costs more"
 
 
 def _no_way(snapshot: Snapshot, up: list[PathView], left: list[PathView], relays: Relays) -> str:

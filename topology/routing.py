@@ -233,6 +233,7 @@ class _Way(Struct, frozen=True):
     override: Exclusion | None
     drained: float
     unreachable: str  # why this edge has no way there; "": it has
+    doubted: bool  # it has one, and found that the region does not serve
     cost_ms: float  # what the nearest is by: the way there, and the queue at its end
 
 
@@ -264,6 +265,7 @@ def _ways(
             override=_override_exclusion(region, held) if held is not None else None,
             drained=held.percent / 100.0 if held is not None else 0.0,
             unreachable=found.unreachable,
+            doubted=found.doubted,
             cost_ms=found.cost_ms,
         )
         ways.append(way)
@@ -313,10 +315,11 @@ def _step(
 def _sift(ways: list[_Way], below: float, down: set[str]) -> tuple[list[Exclusion], list[_Way]]:
     """Those that may not serve such a request, and those that may. What is down for everybody
     but not for this edge is better than nothing. So is what a drain takes only a part from, where
-    those that should have the part cannot be reached."""
+    those that should have the part cannot be reached; and last, what this edge found not to serve."""
     excluded: list[Exclusion] = []
     left: list[_Way] = []
     doubtful: list[_Way] = []
+    doubted: list[_Way] = []
     for way in ways:
         region = way.candidate.region
         if way.exclusion is not None:
@@ -325,6 +328,8 @@ def _sift(ways: list[_Way], below: float, down: set[str]) -> tuple[list[Exclusio
             excluded.append(way.override)
         elif way.unreachable:
             excluded.append(Exclusion(region, "unreachable", way.unreachable))
+            if way.doubted:
+                doubted.append(way)
         else:
             (doubtful if region in down else left).append(way)
     if left:
@@ -336,8 +341,9 @@ def _sift(ways: list[_Way], below: float, down: set[str]) -> tuple[list[Exclusio
     partly = [
         w for w in ways if w.exclusion is None and 0.0 < w.drained < 1.0 and not w.unreachable
     ]
-    regions = {way.candidate.region for way in partly}
-    return [e for e in excluded if e.region not in regions], partly
+    last = partly or doubted
+    regions = {way.candidate.region for way in last}
+    return [e for e in excluded if e.region not in regions], last
 
 
 def _rank(way: _Way, shares: Mapping[str, float]) -> tuple[float, int, float, str]:
