@@ -139,6 +139,7 @@ class Replica:
                 registry=self.direction.registry,
                 rollouts=self.rollouts,
                 observe=self.direction.observe,
+                paths=self.direction.heartbeats.paths,
             ),
         )
         self._server: grpc.aio.Server | None = None

@@ -315,7 +315,8 @@ def _step(
 def _sift(ways: list[_Way], below: float, down: set[str]) -> tuple[list[Exclusion], list[_Way]]:
     """Those that may not serve such a request, and those that may. What is down for everybody
     but not for this edge is better than nothing. So is what a drain takes only a part from, where
-    those that should have the part cannot be reached; and last, what this edge found not to serve."""
+    those that should have the part cannot be reached; and last, what is reached and seems not to
+    serve."""
     excluded: list[Exclusion] = []
     left: list[_Way] = []
     doubtful: list[_Way] = []

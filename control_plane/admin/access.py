@@ -35,6 +35,7 @@ RULES: dict[str, Rule] = {
     "Get": Rule(VIEWER),
     "Status": Rule(VIEWER),
     "Explain": Rule(VIEWER),
+    "Paths": Rule(VIEWER),
     "SetOverride": Rule(OPERATOR, dry_run=VIEWER),
     "ClearOverride": Rule(OPERATOR, dry_run=VIEWER),
     "History": Rule(VIEWER),

@@ -104,20 +104,50 @@ class AdminClient:
             raise _worst(failed)
         return max(answers, key=lambda answer: (answer.heard, not answer.stale_since_s))
 
+    def paths(self, request: pb.PathsRequest) -> tuple[pb.PathsResponse, list[AdminError]]:
+        """The ways of all edges as whoever hears them tells, and why replicas told nothing. Each
+        node is told once, by the newest heartbeat. Raises `AdminError` where none answers."""
+        told = self._each("Paths", request)
+        errors = [answer for answer in told if isinstance(answer, AdminError)]
+        answers = [answer for answer in told if not isinstance(answer, AdminError)]
+        final = next((error for error in errors if not error.retryable), None)
+        if final is not None or not answers:
+            raise final or _worst(errors)
+        nodes: dict[str, pb.EdgePaths] = {}
+        for answer in answers:
+            for node in answer.edges:
+                if node.node not in nodes or nodes[node.node].heard_s < node.heard_s:
+                    nodes[node.node] = node
+        names = {node.split("/")[1] for node in nodes}
+        unheard = {edge for answer in answers for edge in answer.unheard} - names
+        merged = pb.PathsResponse(
+            edges=[nodes[name] for name in sorted(nodes)],
+            unheard=sorted(unheard),
+            now_s=max(answer.now_s for answer in answers),
+            omitted=sum(answer.omitted for answer in answers),
+        )
+        return merged, errors
+
     def statuses(self) -> list[tuple[str, pb.StatusResponse | AdminError]]:
         """What each replica says of itself and its nodes, or why it says nothing; asked at once,
         so that those which are down cost the time of one."""
-        stubs = {endpoint: self._stub(endpoint) for endpoint in self.endpoints}
-        with ThreadPoolExecutor(max_workers=max(1, len(stubs))) as pool:
-            return list(zip(stubs, pool.map(self._status, stubs), strict=True))
+        endpoints = list(dict.fromkeys(self.endpoints))
+        return list(zip(endpoints, self._each("Status", pb.StatusRequest()), strict=True))
 
-    def _status(self, endpoint: str) -> pb.StatusResponse | AdminError:
-        try:
-            found = self._one(endpoint, "Status", pb.StatusRequest(), STATUS_TIMEOUT_S)
-        except AdminError as error:
-            return error
-        response: pb.StatusResponse = found
-        return response
+    def _each(self, method: str, request: Any) -> list[Any]:
+        """The answer of each replica, or its error."""
+
+        def ask(endpoint: str) -> Any:
+            try:
+                return self._one(endpoint, method, request, STATUS_TIMEOUT_S)
+            except AdminError as error:
+                return error
+
+        endpoints = list(dict.fromkeys(self.endpoints))
+        for endpoint in endpoints:
+            self._stub(endpoint)  # a channel is opened here, and not by several at once
+        with ThreadPoolExecutor(max_workers=max(1, len(endpoints))) as pool:
+            return list(pool.map(ask, endpoints))
 
     def _any(
         self,

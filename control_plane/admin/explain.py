@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 from msgspec import Struct
 
 from control_plane.geodns.policy import Choice, choose_edges, spread_of
@@ -50,6 +51,8 @@ class Told(Struct, frozen=True):
     directive: Directive = NONE
     views: Views = {}  # as the edge measures; empty: it was not heard here
     prices: Mapping[str, float] = {}  # region that is full -> what a place is worth, in ms
+    why: Mapping[str, str] = {}  # region -> why the edge prefers the way that it does
+    notes: tuple[str, ...] = ()
 
 
 class Outcome(Struct, frozen=True):
@@ -96,8 +99,7 @@ def explain(
     answer = _edge(snapshot, locator, question)
     known = told(answer.edge)
     published = _published_views(snapshot, answer.edge)
-    seen = {r: v for r, v in known.views.items() if v.rtt_ms is not None or r not in published}
-    views = published | seen
+    views = published | {r: _with_distance(v, published.get(r)) for r, v in known.views.items()}
     found = plan(
         snapshot, answer.edge, question.tenant, question.model, views, now_s, known.directive
     )
@@ -148,6 +150,8 @@ def _why(
 ) -> str:
     region, told = candidate.region, known.directive
     parts = [candidate.why]
+    if known.why.get(region):
+        parts.append(f"its ways: {known.why[region]}")
     held = standing(snapshot, region, now_s, told)
     if held is not None and held.percent > 0:
         verb = "drained" if held.override.action == "drain" else "failed over"
@@ -244,6 +248,13 @@ def _published_views(snapshot: Snapshot, edge: str) -> dict[str, RegionView]:
     return views
 
 
+def _with_distance(seen: RegionView, published: RegionView | None) -> RegionView:
+    """What an edge sees, with the published distance where it has measured none."""
+    if seen.rtt_ms is not None or seen.paths or published is None:
+        return seen
+    return msgspec.structs.replace(seen, rtt_ms=published.rtt_ms)
+
+
 def _refusal(question: Question, refusal: str) -> str:
     tenant, model = question.tenant, question.model
     said = {
@@ -252,7 +263,7 @@ def _refusal(question: Question, refusal: str) -> str:
         "model_not_allowed": f"tenant {tenant} may not use {model}",
         "no_route": f"no route covers tenant {tenant} and model {model}",
         "residency": f"no region lies where the data of {tenant} must stay",
-        "no_region": "every region that may serve it is taken out",
+        "no_region": "every region that may serve it is taken out, or out of reach",
     }
     return said.get(refusal, refusal)
 
@@ -264,6 +275,7 @@ def _notes(snapshot: Snapshot, answer: EdgeAnswer, found: Plan, known: Told) -> 
         notes.append("distances are those that the edge measured last, where it has")
     else:
         notes.append("distances are published ones; the edge goes by what it measures")
+    notes += known.notes
     if answer.choice is not None and len(answer.choice.edges) > 1:
         notes.append(
             f"DNS answers with {', '.join(answer.choice.edges)}; clients mostly take the "

@@ -183,6 +183,7 @@ def explained(explanation: Explanation, view: View) -> pb.ExplainResponse:
             why=outcome.why,
             rtt_ms=outcome.rtt_ms,
             share=outcome.share,
+            path=outcome.path,
         )
     if chosen is not None:
         response.region = chosen.region

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from control_plane.admin import access, errors, messages
+from control_plane.admin import access, edge_paths, errors, messages
 from control_plane.admin.explain import Question, explain
 from control_plane.admin.status import Now, status
 from control_plane.admin.status_sources import NO_SOURCES, RolloutSource, StatusSources
@@ -78,6 +78,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 percent=request.percent if request.HasField("percent") else 100.0,
                 expires_s=request.expires_s or None,
                 over_s=request.over_s,
+                deadline_s=request.deadline_s if request.HasField("deadline_s") else None,
                 force=tuple(request.force),
             )
             held = await self._changes.resources()
@@ -217,6 +218,20 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             return messages.explained(found, view)
 
         return await self._answer(context, "Explain", request, call)
+
+    async def Paths(self, request: pb.PathsRequest, context: Any) -> pb.PathsResponse:  # noqa: N802
+        async def call(_: Principal) -> pb.PathsResponse:
+            if self._sources.paths is None:
+                raise errors.NotServed("this replica takes no heartbeats")
+            return edge_paths.answer(
+                self._catalog.view_now.snapshot,
+                self._sources.paths(),
+                request.edge,
+                request.region,
+                self._clock.wall(),
+            )
+
+        return await self._answer(context, "Paths", request, call)
 
     async def _answer(
         self,

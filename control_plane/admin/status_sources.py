@@ -11,10 +11,12 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from control_plane.admin.edge_paths import seen_by
 from control_plane.admin.explain import Told
 from control_plane.directives.observed import Member, Observed
 from control_plane.directives.state import Outlook, State
 from control_plane.director.election import Leader, Term
+from control_plane.membership.paths import NodePaths
 from control_plane.store.base import StoreStatus
 from topology.directive import Directive
 from topology.routing import RegionView
@@ -77,9 +79,21 @@ class StatusSources(Struct, frozen=True, kw_only=True):
     registry: RegistrySource | None = None
     rollouts: RolloutSource | None = None
     observe: Callable[[], Observed] | None = None  # what this replica sees of the nodes
+    paths: Callable[[], Mapping[str, NodePaths]] | None = None  # and of their ways to regions
 
     def told(self, edge: str) -> Told:
         """What is known here of an edge: for `explain`."""
+        heard = self.paths().values() if self.paths is not None else ()
+        seen = seen_by(node for node in heard if node.edge == edge)
+        views = seen.views or self._reached(edge)
+        if self.directives is None:
+            return Told(views=views, why=seen.why, notes=seen.differ)
+        directive = self.directives.directive_for(f"edge/{edge}")
+        prices = self.directives.outlook.prices
+        return Told(directive, views, prices, seen.why, seen.differ)
+
+    def _reached(self, edge: str) -> dict[str, RegionView]:
+        """Where nothing is heard of its ways."""
         views: dict[str, RegionView] = {}
         reports = self.observe().edges.values() if self.observe is not None else ()
         for report in reports:
@@ -90,10 +104,7 @@ class StatusSources(Struct, frozen=True, kw_only=True):
                 both = [ms for ms in (held.rtt_ms, seen.rtt_ms) if ms is not None]
                 reachable = held.reachable or seen.reachable
                 views[region] = RegionView(reachable, min(both, default=None))
-        if self.directives is None:
-            return Told(views=views)
-        directive = self.directives.directive_for(f"edge/{edge}")
-        return Told(directive, views, self.directives.outlook.prices)
+        return views
 
 
 NO_SOURCES = StatusSources()

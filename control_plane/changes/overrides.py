@@ -35,6 +35,7 @@ class Order(Struct, frozen=True, kw_only=True):
     percent: float = 100.0
     expires_s: float | None = None  # Unix time
     over_s: float = 0.0  # 0: at once; else paced by the director
+    deadline_s: float | None = None  # after which answers that still run there move, too
     force: tuple[str, ...] = ()
 
 
@@ -62,6 +63,8 @@ def set_override(
             spec["expires_s"] = order.expires_s
         if order.over_s:
             spec |= {"over_s": order.over_s, "from_percent": now.percent if now else 0.0}
+        if order.deadline_s is not None:
+            spec["deadline_s"] = order.deadline_s
         try:
             puts.append(_parsed(region, spec, overrides))
         except InvalidDocument as error:
@@ -176,4 +179,13 @@ def _time_problems(order: Order, now_s: float) -> list[Problem]:
     elif order.expires_s is not None and order.expires_s < now_s + order.over_s:
         found = f"{order.expires_s - now_s:.0f} s from now, before it gets there"
         problems.append(Problem("request", "expires", found, f"later than its {order.over_s:g} s"))
+    if order.deadline_s is None:
+        return problems
+    if order.percent < 100.0:
+        found = f"a deadline, of {order.percent:g}%"
+        problems.append(Problem("request", "deadline", found, "one of a drain of 100%"))
+    whole_s = order.over_s + order.deadline_s
+    if not problems and order.expires_s is not None and order.expires_s < now_s + whole_s:
+        found = f"{order.expires_s - now_s:.0f} s from now, before its deadline"
+        problems.append(Problem("request", "expires", found, f"later than its {whole_s:g} s"))
     return problems

@@ -55,6 +55,12 @@ Over = Annotated[
     str,
     typer.Option(help="How long to take for it: 90s, 10m, 2h. Slower while receivers suffer."),
 ]
+Deadline = Annotated[
+    str,
+    typer.Option(
+        help="Answers that still run there so long after it is full go on elsewhere: 30s, 10m."
+    ),
+]
 Expires = Annotated[
     str, typer.Option(help="When it ends by itself: 30m, 2h, 1d, or a time as 2026-12-01T08:00Z.")
 ]
@@ -88,6 +94,7 @@ def drain(
     in_: In = None,
     to: To = 100.0,
     over: Over = "",
+    deadline: Deadline = "",
     expires: Expires = "",
     dry_run: options.DryRun = False,
     force_residency: options.ForceResidency = False,
@@ -99,19 +106,22 @@ def drain(
     timeout: Timeout = None,
     output: options.Output = Format.TABLE,
 ) -> None:
-    """Move requests of regions to other regions; what they work on they finish.
+    """Move requests of regions to other regions; what they work on they finish, until --deadline.
 
     With --over the director goes there step by step, and waits while a region that receives is
-    too full, fails or slows down. Interrupting this command does not stop a drain.
+    too full, fails or slows down. Interrupting this command does not stop a drain. Past --deadline
+    the answers that still run there go on in other regions, unseen by their clients; those that no
+    other region may give end where they are.
 
     \b
     Examples:
       tradewind region drain frankfurt --reason "kernel upgrade"
       tradewind region drain frankfurt --over 10m --expires 2h --reason "kernel upgrade"
+      tradewind region drain frankfurt --deadline 30s --reason "new kernel, and no waiting"
       tradewind region drain --in EU --to 30 --dry-run --reason "what would it do?"
     """
     force = options.forced(force_residency, force_last_region, force_many, force_capacity)
-    request = _request("drain", reason, to, over, expires, dry_run, force)
+    request = _request("drain", reason, to, over, deadline, expires, dry_run, force)
     _set(ctx, request, regions, in_, force_empty_selector, wait, timeout, output)
 
 
@@ -123,6 +133,7 @@ def failover(
     in_: In = None,
     to: To = 100.0,
     over: Over = "",
+    deadline: Deadline = "",
     expires: Expires = "",
     dry_run: options.DryRun = False,
     force_residency: options.ForceResidency = False,
@@ -136,7 +147,7 @@ def failover(
 ) -> None:
     """Take regions out; however well they get, nothing goes back to them before `restore`.
 
-    Only --expires, where you name it, ends a failover by itself.
+    Only --expires, where you name it, ends a failover by itself. --deadline is as with `drain`.
 
     \b
     Examples:
@@ -144,7 +155,7 @@ def failover(
       tradewind region failover dubai frankfurt --over 2m --reason "a cable is being cut"
     """
     force = options.forced(force_residency, force_last_region, force_many, force_capacity)
-    request = _request("failover", reason, to, over, expires, dry_run, force)
+    request = _request("failover", reason, to, over, deadline, expires, dry_run, force)
     _set(ctx, request, regions, in_, force_empty_selector, wait, timeout, output)
 
 
@@ -214,6 +225,7 @@ def _request(
     reason: str,
     percent: float,
     over: str,
+    deadline: str,
     expires: str,
     dry_run: bool,
     force: list[str],
@@ -223,6 +235,7 @@ def _request(
         reason=reason,
         percent=percent,
         over_s=seconds("--over", over),
+        deadline_s=seconds("--deadline", deadline) if deadline else None,
         expires_s=_expiry(expires, SystemClock().wall()) if expires else 0.0,
         force=force,
         dry_run=dry_run,

@@ -54,6 +54,7 @@ REQUESTS: dict[str, list[tuple[Any, str]]] = {
     "Get": [(pb.GetRequest(), "viewer")],
     "Status": [(pb.StatusRequest(), "viewer")],
     "Explain": [(pb.ExplainRequest(edge="tokyo", tenant="acme", model="smol"), "viewer")],
+    "Paths": [(pb.PathsRequest(), "viewer")],
     "SetOverride": [
         (drain(dry_run=True), "viewer"),
         (drain(), "operator"),

@@ -63,6 +63,10 @@ def test_a_relay_outside_the_tenants_residency_is_passed_over() -> None:
     views = {"singapore": seen(VIA_FRANKFURT, VIA_DUBAI, STRAIGHT)}
     found = of(ask(world(), "gulf", **views), "singapore")
     assert (found.relay, found.others) == ("dubai", ("",))
+    assert found.why == (
+        "measured 140 ms away via dubai; "
+        "via frankfurt is better, and outside the tenant's residency"
+    )
     found = of(ask(world(document("Tenant", "sg", residency=["SG"])), "sg", **views), "singapore")
     assert (found.relay, found.others) == ("", ())
 
@@ -120,6 +124,7 @@ def test_a_drained_region_relays_only_where_nobody_else_can() -> None:
     views = {"singapore": seen(VIA_FRANKFURT, STRAIGHT)}
     found = of(ask(world(drained), **views), "singapore")
     assert (found.relay, found.others) == ("", ("frankfurt",))
+    assert found.why.endswith("; via frankfurt is better, and frankfurt is drained")
     found = of(ask(world(drained), singapore=seen(VIA_FRANKFURT, down(STRAIGHT))), "singapore")
     assert found.relay == "frankfurt"
     partly = document(

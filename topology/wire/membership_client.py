@@ -63,7 +63,7 @@ class Report(msgspec.Struct, frozen=True):
     def urgent(self) -> object:
         """What others wait for: when it differs, the node does not wait for its next turn."""
         reached = {region: view.reachable for region, view in self.regions.items()}
-        return self.healthy, self.draining, reached
+        return self.healthy, self.draining, reached, self.path_events[-1:]
 
 
 class MembershipStatus(msgspec.Struct, frozen=True):

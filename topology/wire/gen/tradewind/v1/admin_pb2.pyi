@@ -10,20 +10,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PathsRequest(_message.Message):
-    __slots__ = ("edge",)
+    __slots__ = ("edge", "region")
     EDGE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
     edge: str
-    def __init__(self, edge: _Optional[str] = ...) -> None: ...
+    region: str
+    def __init__(self, edge: _Optional[str] = ..., region: _Optional[str] = ...) -> None: ...
 
 class PathsResponse(_message.Message):
-    __slots__ = ("edges", "unheard", "now_s")
+    __slots__ = ("edges", "unheard", "now_s", "omitted")
     EDGES_FIELD_NUMBER: _ClassVar[int]
     UNHEARD_FIELD_NUMBER: _ClassVar[int]
     NOW_S_FIELD_NUMBER: _ClassVar[int]
+    OMITTED_FIELD_NUMBER: _ClassVar[int]
     edges: _containers.RepeatedCompositeFieldContainer[EdgePaths]
     unheard: _containers.RepeatedScalarFieldContainer[str]
     now_s: float
-    def __init__(self, edges: _Optional[_Iterable[_Union[EdgePaths, _Mapping]]] = ..., unheard: _Optional[_Iterable[str]] = ..., now_s: _Optional[float] = ...) -> None: ...
+    omitted: int
+    def __init__(self, edges: _Optional[_Iterable[_Union[EdgePaths, _Mapping]]] = ..., unheard: _Optional[_Iterable[str]] = ..., now_s: _Optional[float] = ..., omitted: _Optional[int] = ...) -> None: ...
 
 class EdgePaths(_message.Message):
     __slots__ = ("node", "heard_s", "regions", "events")
@@ -372,7 +376,7 @@ class Candidate(_message.Message):
     def __init__(self, name: _Optional[str] = ..., chosen: _Optional[bool] = ..., excluded: _Optional[bool] = ..., why: _Optional[str] = ..., distance_km: _Optional[float] = ..., rtt_ms: _Optional[float] = ..., share: _Optional[float] = ..., path: _Optional[str] = ...) -> None: ...
 
 class SetOverrideRequest(_message.Message):
-    __slots__ = ("regions", "action", "reason", "percent", "expires_s", "force", "over_s", "dry_run")
+    __slots__ = ("regions", "action", "reason", "percent", "expires_s", "force", "over_s", "dry_run", "deadline_s")
     REGIONS_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -381,6 +385,7 @@ class SetOverrideRequest(_message.Message):
     FORCE_FIELD_NUMBER: _ClassVar[int]
     OVER_S_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     regions: _containers.RepeatedScalarFieldContainer[str]
     action: str
     reason: str
@@ -389,7 +394,8 @@ class SetOverrideRequest(_message.Message):
     force: _containers.RepeatedScalarFieldContainer[str]
     over_s: float
     dry_run: bool
-    def __init__(self, regions: _Optional[_Iterable[str]] = ..., action: _Optional[str] = ..., reason: _Optional[str] = ..., percent: _Optional[float] = ..., expires_s: _Optional[float] = ..., force: _Optional[_Iterable[str]] = ..., over_s: _Optional[float] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    deadline_s: float
+    def __init__(self, regions: _Optional[_Iterable[str]] = ..., action: _Optional[str] = ..., reason: _Optional[str] = ..., percent: _Optional[float] = ..., expires_s: _Optional[float] = ..., force: _Optional[_Iterable[str]] = ..., over_s: _Optional[float] = ..., dry_run: _Optional[bool] = ..., deadline_s: _Optional[float] = ...) -> None: ...
 
 class ClearOverrideRequest(_message.Message):
     __slots__ = ("regions", "reason", "over_s", "force", "dry_run")
