@@ -14,7 +14,7 @@ from topology.overlay.frames import Accept, End, Request, Tokens
 from topology.overlay.server import OverlayServer, ServerExchange
 from topology.overlay.tunnel import Tunnel, TunnelSettings
 
-FAST = TunnelSettings(backoff_min_ms=20, backoff_max_ms=100, keep_alive_ms=200)
+FAST = TunnelSettings(backoff_min_ms=20, backoff_max_ms=100, probe_idle_ms=200)
 END = End("stop", 3, 2, 0.25)
 
 

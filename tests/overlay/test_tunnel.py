@@ -419,7 +419,7 @@ async def test_a_server_that_dies_in_mid_stream_is_noticed_in_time(
         for exchange in exchanges:
             with pytest.raises(PathDown):
                 await read(exchange)
-        assert 0.5 < time.perf_counter() - died < 1.5  # 0.75 s, and a busy machine
+        assert time.perf_counter() - died < 1.2  # 0.25 s, and a busy machine
         assert not tunnel.connected
     finally:
         process.kill()

@@ -70,9 +70,9 @@ async def test_a_cut_is_noticed_in_time_and_a_mended_path_comes_back(
         await exchange.next()
         wan.relays["l"].set(cut=True)
         cut = time.perf_counter()
-        with pytest.raises(PathDown, match="nothing arrived"):
+        with pytest.raises(PathDown, match="nothing comes back"):
             await exchange.next()
-        assert 0.5 < time.perf_counter() - cut < 1.5
+        assert 0.1 < time.perf_counter() - cut < 1.2
         assert tunnel.rtt_ms is None
         wan.relays["l"].set(cut=False)
         await until(lambda: tunnel.connected, 8.0)

@@ -15,17 +15,17 @@ from msgspec import Struct
 from runtime import logs
 from runtime.clock import Clock
 from runtime.errors import TradewindError
-from topology.latency import WindowedMin
 from topology.overlay.connection import OverlayConnection
 from topology.overlay.driver import Driver
 from topology.overlay.errors import OverlayProtocolError, PathDown
 from topology.overlay.exchange import Exchange
 from topology.overlay.frames import Relayed
-from topology.overlay.liveness import Liveness
+from topology.overlay.monitor import Estimate, PathState, Rules
 from topology.overlay.session import ResetCode
 from topology.overlay.trust import Trust
 from topology.overlay.udp import Address, Batch, UdpPort
 from topology.overlay.via import Asking, relay_bytes
+from topology.overlay.watch import Shell, Watch
 
 log = logs.get("tunnel")
 
@@ -42,21 +42,21 @@ class Dialled(Struct):
     trust: Trust
     clock: Clock
     window_bytes: int  # of one exchange
-    keep_alive_s: float
-    dead_after_s: float
-    dead_after_rtts: float
+    rules: Rules
     prefix: bytes = b""  # of each datagram, both ways: a relay's head
 
 
 class ClientConnection:
-    """`on_up` is called once, when both ends have accepted each other; `on_down` once, at the
-    end, with the reason. Raises `OSError` when there is no route."""
+    """`on_up` is called once, when both ends have accepted each other; `on_path` whenever the state
+    of its path is another one; `on_down` once, at the end, with the reason. `up` is whether it may
+    be used: not while its path is silent. Raises `OSError` when there is no route."""
 
     def __init__(
         self,
         dialled: Dialled,
         on_up: Callable[[], None],
         on_down: Callable[[str], None],
+        on_path: Callable[[PathState, str], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -64,12 +64,12 @@ class ClientConnection:
         self._clock = dialled.clock
         self._on_up = on_up
         self._on_down = on_down
+        self._on_path = on_path
         self.up = False
         self.over = False
         self.exchanges: dict[int, Exchange | Asking] = {}
         self.strays = 0  # datagrams without our prefix
-        self._awaited_since: float | None = None
-        self._distance = WindowedMin()
+        self._watch: Watch | None = None  # from when both ends have accepted each other
         self.quic = OverlayConnection(
             configuration=dialled.configuration, trust=dialled.trust, max_streams=0
         )
@@ -80,11 +80,6 @@ class ClientConnection:
             loop, self._clock, self.quic, self._transmit, self._event, self._failed
         )
         now = self._clock.now()
-        self._liveness = Liveness(
-            now, dialled.keep_alive_s, dialled.dead_after_s, dialled.dead_after_rtts
-        )
-        self._check_at = 0.0
-        self._check: asyncio.TimerHandle | None = None
         self.quic.connect(dialled.address, now)
         self._driver.flush_now()
 
@@ -94,10 +89,12 @@ class ClientConnection:
     def distance_s(self) -> float | None:
         """The path's own round-trip time: the least of late, so that neither a busy process nor
         a queue makes a near region look far. Patience goes by the smoothed one instead."""
-        if not self.up:
-            return None
-        least = self._distance.at(self._clock.now())
-        return self.quic.rtt_s if least is None else least
+        return self._watch.distance_s if self._watch is not None and self.up else None
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """What is known of the path; None before both ends have accepted each other."""
+        return self._watch.estimate if self._watch is not None else None
 
     @property
     def target(self) -> tuple[socket.AddressFamily, Address]:
@@ -119,10 +116,8 @@ class ClientConnection:
         return await asking.answer()
 
     def _begin(self, stream_id: int, exchange: Exchange | Asking, data: bytes) -> None:
-        if not self.exchanges:
-            self._awaited_since = now = self._clock.now()
-            self._liveness.asked(now)
-            self._check_by(now + self._liveness.patience_s(self.quic.rtt_s) / 3)
+        if not self.exchanges and self._watch is not None:
+            self._watch.hurry()
         self.exchanges[stream_id] = exchange
         self.quic.send_stream_data(stream_id, data, True)
         self._driver.mark()
@@ -156,16 +151,21 @@ class ClientConnection:
     def _received(self, batch: Batch) -> None:
         now = self._clock.now()
         self._driver.receive(self._stripped(batch), self._dialled.address, now)
-        if self.quic.heard_s == now:  # something of it was the region's, not a forger's
-            self._liveness.heard(now)
-        latest = self.quic.latest_rtt_s
-        if latest is not None:
-            self._distance.add(now, latest)
-        if not self.up and not self.over and self.quic.confirmed:  # this makes no event
-            self.up = True
-            self._check_by(now)
-            self._on_up()
+        if self._watch is None and not self.over and self.quic.confirmed:  # this makes no event
+            self._begin_to_watch()
         self._driver.step()
+
+    def _begin_to_watch(self) -> None:
+        self.up = True
+        shell = Shell(
+            busy=lambda: self.exchanges,
+            read_now=self.port.read_now,
+            mark=self._driver.mark,
+            on_state=self._path,
+            on_over=self.close,
+        )
+        self._watch = Watch(self._loop, self._clock, self.quic, self._dialled.rules, shell)
+        self._on_up()
 
     def _stripped(self, batch: Batch) -> list[bytes]:
         """What came with our prefix, without it."""
@@ -182,7 +182,7 @@ class ClientConnection:
         self._end(f"the connection failed from inside: {error!r}")
 
     def _refused(self) -> None:
-        # Anyone on the way may forge ICMP, so it ends attempts alone, never a working path.
+        # Anyone on the way may forge ICMP: it ends attempts and silent paths, never a working one.
         if not self.up:
             self._end("nobody listens at the address")
 
@@ -219,47 +219,32 @@ class ClientConnection:
 
     def _forget(self, stream_id: int) -> None:
         self.exchanges.pop(stream_id, None)
-        if not self.exchanges:
-            self._awaited_since = None
 
-    # Silence
+    # The path
 
-    def _check_by(self, at: float) -> None:
-        """See to it that silence is judged at `at`, or earlier."""
-        if self._check is not None:
-            if self._check_at <= at:
-                return
-            self._check.cancel()
-        self._check_at = at
-        self._check = self._loop.call_later(max(0.0, at - self._clock.now()), self._judge)
+    def _path(self, state: PathState, why: str) -> None:
+        self.up = state != "silent"
+        if not self.up:
+            self._fail_all(why)  # now: elsewhere they can go on
+        self._on_path(state, why)
 
-    def _judge(self) -> None:
-        self._check = None
-        self.port.read_now()  # a process that was stopped finds the answers in the socket
-        if self.over or not self.up:
-            return
-        now = self._clock.now()
-        verdict = self._liveness.judge(now, self.quic.rtt_s, self._awaited_since)
-        if verdict.action == "dead":
-            silence_ms = (now - self._liveness.heard_s) * 1000
-            self._end(f"nothing arrived for {silence_ms:.0f} ms")
-            return
-        if verdict.action == "ping":
-            self._liveness.asked(now)
-            self.quic.send_ping(0)
-            self._driver.mark()
-        self._check_by(verdict.again_s)
+    def _fail_all(self, why: str) -> None:
+        """The exchanges are lost, whether or not the connection is."""
+        error: TradewindError = PathDown(self._dialled.region, why)
+        exchanges, self.exchanges = self.exchanges, {}
+        for stream_id, exchange in exchanges.items():
+            if not self.over:  # the region is told once it can be
+                self.quic.abandon(stream_id, ResetCode.CANCELLED)
+                self._driver.mark()
+            exchange.fail(error)
 
     def _end(self, reason: str) -> None:
         if self.over:
             return
         self.over, self.up = True, False
         self._driver.stop()
-        if self._check is not None:
-            self._check.cancel()
+        if self._watch is not None:
+            self._watch.stop()
         self.port.close()
-        error: TradewindError = PathDown(self._dialled.region, reason)
-        exchanges, self.exchanges = self.exchanges, {}
-        for exchange in exchanges.values():
-            exchange.fail(error)
+        self._fail_all(reason)
         self._on_down(reason)

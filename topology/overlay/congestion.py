@@ -42,6 +42,7 @@ class TolerantCongestionControl(QuicCongestionControl):
         self._round_began = self._cut_at = -1.0
         self._used = 0  # the most bytes in flight in this round
         self._credit = 0  # acknowledged bytes that have not grown the window yet
+        self.packets_acked = self.packets_lost = 0
 
     def on_packet_sent(self, *, packet: QuicSentPacket) -> None:
         self.bytes_in_flight += packet.sent_bytes
@@ -50,6 +51,7 @@ class TolerantCongestionControl(QuicCongestionControl):
 
     def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
         sent_s: float = packet.sent_time or 0.0
+        self.packets_acked += 1
         self.bytes_in_flight -= packet.sent_bytes
         self._acked += packet.sent_bytes
         if sent_s >= self._round_began:  # a round trip has gone by
@@ -79,6 +81,7 @@ class TolerantCongestionControl(QuicCongestionControl):
             self.bytes_in_flight -= packet.sent_bytes
             self._lost += packet.sent_bytes
             self._lost_packets += 1
+            self.packets_lost += 1
             latest = max(latest, packet.sent_time or 0.0)
         seen = self._lost + self._acked
         if (

@@ -6,6 +6,7 @@ tests/overlay/test_aioquic.py fails when the methods that we lean on change.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, cast
 
 from aioquic import tls
@@ -16,10 +17,14 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from runtime.identity import Identity, IdentityError, Principal
 from topology.overlay import congestion
+from topology.overlay.monitor import Seen
+from topology.overlay.probe import MAX_FRAME_BYTES
 from topology.overlay.transport import Transport
 from topology.overlay.trust import Refusal, Trust
 
 ALPN = "tradewind/1"
+_ONE_RTT = tls.Epoch.ONE_RTT
+_LOOK_BACK = 32  # packets, for the newest that is to be acknowledged
 
 
 class _Silence:
@@ -51,6 +56,7 @@ def configure(
         max_data=2**40,  # streams are bounded one by one, so that a slow one stops no other
         max_stream_data=max_stream_data_bytes,
         max_datagram_size=max_datagram_bytes,
+        max_datagram_frame_size=MAX_FRAME_BYTES,
         cipher_suites=[
             tls.CipherSuite.AES_128_GCM_SHA256,
             tls.CipherSuite.CHACHA20_POLY1305_SHA256,
@@ -78,6 +84,7 @@ class OverlayConnection(Transport):
         self._logger = cast(Any, _Silence())
         self._trust = trust
         self.peer: Principal | None = None
+        self.expires_s: float | None = None  # when the first certificate of both runs out
         self.refusal: Refusal | None = None
         for limit, value in (
             (self._local_max_streams_bidi, max_streams),
@@ -105,6 +112,29 @@ class OverlayConnection(Transport):
         """The last sample of the round-trip time (RFC 9002, section 5.1)."""
         return float(self._loss._rtt_latest) if self._loss._rtt_initialized else None
 
+    @property
+    def takes_datagrams(self) -> bool:
+        """Whether the peer announced that ours are welcome (RFC 9221, section 3)."""
+        return (self._remote_max_datagram_frame_size or 0) >= MAX_FRAME_BYTES
+
+    def seen(self) -> Seen:
+        """What is known of the path from traffic alone."""
+        space, loss = self._spaces[_ONE_RTT], self._loss
+        newest = islice(reversed(space.sent_packets.values()), _LOOK_BACK)
+        asked = next((packet for packet in newest if packet.is_ack_eliciting), None)
+        control = cast(congestion.TolerantCongestionControl, loss._cc)
+        return Seen(
+            heard_s=space.largest_received_time or 0.0,
+            asked=-1 if asked is None else asked.packet_number,
+            asked_s=0.0 if asked is None else asked.sent_time or 0.0,
+            acked=space.largest_acked_packet,
+            delivered=control.packets_acked,
+            lost=control.packets_lost,
+            received=self.packets_in,
+            expected=space.largest_received_packet,
+            rtt_s=self.latest_rtt_s,
+        )
+
     # Mutual authentication
 
     def _initialize(self, peer_cid: bytes) -> None:
@@ -129,7 +159,20 @@ class OverlayConnection(Transport):
             except Refusal as refusal:
                 self.refusal = refusal
                 raise _alert(refusal) from refusal
+            self.expires_s = self._expiry()
         super()._update_traffic_key(direction, epoch, cipher_suite, secret)
+
+    def _expiry(self) -> float:
+        """When the peer's certificate, or ours, or one between it and the CA, runs out (Unix time).
+        A connection does not outlive them."""
+        configuration = self._configuration
+        certificates = [
+            self.tls._peer_certificate,
+            *self.tls._peer_certificate_chain,
+            configuration.certificate,
+            *configuration.certificate_chain,
+        ]
+        return min(float(c.not_valid_after_utc.timestamp()) for c in certificates if c is not None)
 
 
 class _CertificateRequired(tls.Alert):

@@ -14,6 +14,7 @@ from topology.overlay.connection import OverlayConnection
 from topology.overlay.driver import Driver
 from topology.overlay.errors import OverlayProtocolError
 from topology.overlay.frames import Accept, End, Failure, Relay, Relayed, Request, Tokens
+from topology.overlay.probe import Budget, Probe, decode, encode_echo
 from topology.overlay.session import Arrival, ResetCode, ServerSession, reset_code
 
 if TYPE_CHECKING:
@@ -134,6 +135,10 @@ class PeerConnection:
         self.arriving: dict[int, _Arriving] = {}  # in the order of their beginning
         self._held = 0  # bytes of requests that are not whole
         self._server = server
+        self._budget = Budget()  # of datagrams
+        self._probes = self._echoes = 0  # that have arrived, and that were sent
+        self._probed = -1  # the newest probe
+        quic.on_datagram = self._datagram
         self.driver = Driver(
             server.loop, server.clock, quic, server.transmit, self._event, self._failed
         )
@@ -233,6 +238,23 @@ class PeerConnection:
             self._server.counters.cancelled += 1
             exchange.cancel()
 
+    def _datagram(self, data: bytes, now: float) -> None:
+        """Answer a probe. Of several that came at once the newest is answered, for all of them."""
+        counters = self._server.counters
+        if not self._budget.take(now):
+            counters.datagrams_dropped += 1
+            return
+        probe = decode(data)
+        if not isinstance(probe, Probe):
+            counters.datagrams_malformed += 1
+            return
+        self._probes += 1
+        self._probed = max(self._probed, probe.number)
+        stalled = self._server.stalled()
+        sent = self._echoes + 1
+        if self.quic.send_datagram(encode_echo(self._probed, self._probes, sent, stalled)):
+            self._echoes = sent
+
     def _failed(self, error: Exception) -> None:
         self._server.counters.packet_errors += 1
         log.error("a connection failed from inside", peer=str(self.quic.peer), error=repr(error))
@@ -250,9 +272,24 @@ class PeerConnection:
             self.quic.abandon(stream_id, ResetCode.TIMEOUT)
             self.driver.mark()
 
+    def let_go(self) -> None:
+        """The client has been silent for so long that it has gone elsewhere: compute no more for
+        it. The connection stays, should it come back."""
+        for stream_id in list(self.exchanges):
+            self._server.counters.unheard += 1
+            self._cancel(stream_id, ResetCode.CANCELLED)
+        self.driver.mark()
+
+    def end(self, reason: str) -> None:
+        """Say goodbye, and end now."""
+        self.quic.close(reason_phrase=reason)
+        self.driver.flush_now()
+        self.lost()
+
     def lost(self) -> None:
         """The connection is over."""
         self.driver.stop()
+        self.quic.on_datagram = None
         self._server.hold(-self._held)
         self._held = 0
         self.arriving.clear()

@@ -8,6 +8,7 @@ See docs/decisions/0003-overlay-on-aioquic.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from aioquic import tls
@@ -23,6 +24,8 @@ from aioquic.quic.packet import NON_ACK_ELICITING_FRAME_TYPES, QuicErrorCode, Qu
 from aioquic.quic.recovery import MAX_ACK_RANGES
 from aioquic.quic.stream import StreamFinishedError
 
+from topology.overlay.probe import MAX_FRAME_BYTES
+
 _ONE_RTT = tls.Epoch.ONE_RTT
 _PADDING: int = QuicFrameType.PADDING
 _PING: int = QuicFrameType.PING
@@ -37,6 +40,8 @@ class Receipt(QuicConnection):
         super().__init__(**rest)
         self._context: QuicReceiveContext | None = None
         self._unacknowledged = 0  # packets that asked for an ACK since we sent one
+        self.packets_in = 0  # that came the short way
+        self.on_datagram: Callable[[bytes, float], None] | None = None  # what it says, and when
 
     @property
     def heard_s(self) -> float:
@@ -81,6 +86,7 @@ class Receipt(QuicConnection):
             return
         if self._state is not QuicConnectionState.CONNECTED or self._close_pending:
             return
+        self.packets_in += 1
         self._close_at = now + self._idle_timeout()
         self._ack_eliciting_sent_since_receipt = False
         if number > space.largest_received_packet:
@@ -131,6 +137,19 @@ class Receipt(QuicConnection):
                 QuicErrorCode.FRAME_ENCODING_ERROR, kind, "a frame of unknown type"
             ) from error
         return asks_for_ack
+
+    def _handle_datagram_frame(self, context: QuicReceiveContext, kind: int, buf: Buffer) -> None:
+        # RFC 9221, section 4: the lowest bit of the type says whether there is a length.
+        size = buf.pull_uint_var() if kind & 1 else buf.capacity - buf.tell()
+        if size >= MAX_FRAME_BYTES:
+            raise QuicConnectionError(
+                QuicErrorCode.PROTOCOL_VIOLATION, kind, "a larger DATAGRAM than was announced"
+            )
+        data = buf.pull_bytes(size)
+        if not self._is_client:
+            self._unacknowledged = _ACK_EVERY  # so that one packet answers it in both ways
+        if self.on_datagram is not None:
+            self.on_datagram(data, context.time)
 
     def _context_at(self, now: float) -> QuicReceiveContext:
         context = self._context

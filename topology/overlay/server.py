@@ -51,6 +51,8 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     max_arriving_bytes: Annotated[int, Meta(gt=0)] = 256 * 2**20  # requests that are not whole
     max_unsent_bytes: Annotated[int, Meta(gt=0)] = 4 * 2**20  # of one answer
     max_datagram_bytes: Annotated[int, Meta(ge=1200, le=65507)] = 1350
+    # With open exchanges a client is heard from ten times a second, or it has gone elsewhere.
+    peer_silent_ms: Annotated[int, Meta(gt=0)] = 3000
 
 
 class ServerCounters(Struct):
@@ -73,6 +75,10 @@ class ServerCounters(Struct):
     protocol_errors: int = 0
     handler_errors: int = 0
     packet_errors: int = 0  # datagrams that made the QUIC library fail
+    datagrams_dropped: int = 0  # DATAGRAM frames beyond what a peer may send in a second
+    datagrams_malformed: int = 0  # DATAGRAM frames that are no probe
+    unheard: int = 0  # exchanges given up since nothing was heard of the client any more
+    expired: int = 0  # connections ended since a certificate ran out
 
     @property
     def refused(self) -> int:
@@ -100,6 +106,7 @@ class OverlayServer:
         self.clock = clock
         self.settings = settings
         self.counters = ServerCounters()
+        self.stalled: Callable[[], bool] = lambda: False
         self._on_exchange = on_exchange
         self._allowed_roles = frozenset(allowed_roles)
         self.use(identity)
@@ -128,6 +135,7 @@ class OverlayServer:
         clock: Clock | None = None,
         route: Route | None = None,
         relay: RelaySettings | None = None,
+        stalled: Callable[[], bool] | None = None,
     ) -> OverlayServer:
         """Bind and serve; `port` 0 takes a free one, see `.port`. Raises `OSError`.
 
@@ -139,6 +147,8 @@ class OverlayServer:
             clock or SystemClock(),
         )  # fmt: skip
         loop = server.loop
+        if stalled is not None:
+            server.stalled = stalled
         infos = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         family, _, _, _, address = infos[0]
         server._udp = UdpPort.bind(loop, family, address, server._received)
@@ -193,9 +203,7 @@ class OverlayServer:
         if self._sweep is not None:
             self._sweep.cancel()
         for connection in list(self._connections):
-            connection.quic.close(reason_phrase="the region is shutting down")
-            connection.driver.flush_now()
-            connection.lost()
+            connection.end("the region is shutting down")
         for task in self._binding:
             task.cancel()
         if self.relay is not None:
@@ -366,16 +374,25 @@ class OverlayServer:
         return connection
 
     def _expire(self) -> None:
-        """Once a second: end handshakes and requests that take too long."""
-        now = self.clock.now()
+        """Once a second: end what takes too long, and what may last no longer."""
+        self.udp.read_now()  # a process that was stopped has not heard yet what came meanwhile
+        now, wall = self.clock.now(), self.clock.wall()
+        unheard = now - self.settings.peer_silent_ms / 1000
         if self.relay is not None:
             self.relay.expire(now)
         oldest = now - self.settings.handshake_timeout_ms / 1000
         for connection in list(self._connections):
             if not connection.up and connection.since < oldest:
                 connection.lost()
-            elif connection.arriving:
+                continue
+            if connection.quic.expires_s is not None and connection.quic.expires_s <= wall:
+                self.counters.expired += 1
+                connection.end("a certificate has run out")
+                continue
+            if connection.arriving:
                 connection.expire(now - self.settings.request_timeout_ms / 1000)
+            if connection.exchanges and connection.quic.heard_s < unheard:
+                connection.let_go()
         self._sweep = self.loop.call_later(_SWEEP_S, self._expire)
 
 

@@ -32,6 +32,7 @@ _SPLIT_FROM_BYTES = 256  # with less room left in a packet, a message waits for 
 _MAX_STREAM_DATA_BYTES = 1 + 8 + 8
 _RESET_STREAM_BYTES = 1 + 8 + 8 + 8
 _STOP_SENDING_BYTES = 1 + 8 + 8
+_DATAGRAM_PACKET_BYTES = 128  # enough for a packet with a DATAGRAM of ours alone
 
 
 class _Outcome(Enum):
@@ -56,6 +57,7 @@ class Transport(Receipt):
         self._queued: set[QuicStream] = set()  # what is in `_ready`
         self._widened: dict[int, QuicStream] = {}  # streams whose receive window grew
         self._rekey_at = self.rekey_packets
+        self._datagram: bytes | None = None  # to be sent in a DATAGRAM frame
 
     def unsent(self) -> bool:
         """Some stream holds data that the peer has not acknowledged."""
@@ -76,7 +78,7 @@ class Transport(Receipt):
     def abandon(self, stream_id: int, code: int) -> None:
         """Neither send nor receive any more on a stream, whatever its state."""
         stream = self._streams.get(stream_id)
-        if stream is not None:
+        if stream is not None and stream.sender._reset_error_code is None:
             stream.sender.reset(code)
             if not stream.receiver.is_finished:
                 stream.receiver.stop(code)
@@ -98,6 +100,15 @@ class Transport(Receipt):
         """What was written to a stream and the peer has not acknowledged yet."""
         stream = self._streams.get(stream_id)
         return 0 if stream is None else len(stream.sender._buffer)
+
+    # What a caller says without a stream
+
+    def send_datagram(self, data: bytes) -> bool:
+        """Send bytes in a DATAGRAM frame, and never again. False: they took the place of others
+        that could not be sent yet."""
+        alone = self._datagram is None
+        self._datagram = data
+        return alone
 
     # What the peer does to a stream
 
@@ -216,6 +227,11 @@ class Transport(Receipt):
     # Packets to send
 
     def _write_application(self, builder: QuicPacketBuilder, network_path: Any, now: float) -> None:
+        if self._datagram is not None and builder.max_flight_bytes is not None:
+            # As QUIC's own probes (RFC 9002, section 7.5), ours are sent when the congestion
+            # window is full of what was lost; that is when they are needed. They are few.
+            room = max(builder.max_flight_bytes, _DATAGRAM_PACKET_BYTES)
+            builder.max_flight_bytes = room
         if not self._handshake_confirmed or self._control_is_pending(network_path):
             # aioquic's schedule of streams is empty, so it writes everything but streams.
             super()._write_application(builder, network_path, now)
@@ -229,13 +245,15 @@ class Transport(Receipt):
         pacer = self._loss._pacer
         while True:
             ack_is_due = space.ack_at is not None and space.ack_at <= now
-            if not ack_is_due:
+            if not ack_is_due and self._datagram is None:
                 if not (self._ready or self._widened):
                     return
                 self._pacing_at = pacer.next_send_time(now)
                 if self._pacing_at is not None:
                     return
             builder.start_packet(_SHORT, crypto)
+            if self._datagram is not None:  # before the ACK, which may be large
+                self._write_datagram(builder, self._datagram)
             if ack_is_due:
                 self._write_ack_frame(builder, space, now)
                 self._unacknowledged = 0
@@ -267,6 +285,13 @@ class Transport(Receipt):
 
     def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
         """aioquic's automatic windows; ours follow the consumer, see `grant`."""
+
+    def _write_datagram(self, builder: QuicPacketBuilder, data: bytes) -> None:
+        size = len(data)
+        buf = builder.start_frame(QuicFrameType.DATAGRAM_WITH_LENGTH, 2 + size)
+        buf.push_uint_var(size)
+        buf.push_bytes(data)
+        self._datagram = None
 
     def _write_windows(self, builder: QuicPacketBuilder) -> None:
         while self._widened and builder.remaining_flight_space >= _MAX_STREAM_DATA_BYTES:

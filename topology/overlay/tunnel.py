@@ -20,6 +20,7 @@ from topology.overlay.connection import configure
 from topology.overlay.errors import PathDown, RegionFailure
 from topology.overlay.exchange import Exchange
 from topology.overlay.frames import Failure, Request
+from topology.overlay.monitor import Estimate, PathState, Rules
 from topology.overlay.relay import HEAD, HEAD_BYTES
 from topology.overlay.session import request_bytes
 from topology.overlay.trust import Trust
@@ -28,7 +29,12 @@ from topology.overlay.via import Bound, Via
 
 log = logs.get("tunnel")
 
-State: TypeAlias = Literal["idle", "connecting", "connected", "waiting", "closed"]
+State: TypeAlias = Literal[
+    "idle", "connecting", "connected", "stalled", "silent", "waiting", "closed"
+]
+_OF_PATH: dict[PathState, State] = {
+    "up": "connected", "suspect": "connected", "stalled": "stalled", "silent": "silent",
+}  # fmt: skip
 _STABLE_S = 1.0  # a path that lived for so long was a good one
 PEER_ROLES = ("core",)
 
@@ -38,9 +44,11 @@ class TunnelSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     connect_timeout_ms: Annotated[int, Meta(gt=0)] = 5000
     idle_timeout_ms: Annotated[int, Meta(gt=0)] = 15000
-    keep_alive_ms: Annotated[int, Meta(gt=0)] = 1000  # between pings
-    dead_after_ms: Annotated[int, Meta(gt=0)] = 750  # of silence while something is awaited
-    dead_after_rtts: Annotated[float, Meta(gt=0)] = 4.0  # or so many round trips, if longer
+    probe_idle_ms: Annotated[int, Meta(ge=10)] = 1000  # between probes of an idle path
+    probe_busy_ms: Annotated[int, Meta(ge=10)] = 50  # and of one with open exchanges
+    silent_after_ms: Annotated[int, Meta(ge=10)] = 150  # without an answer, beyond the round trip
+    silent_after_jitters: Annotated[float, Meta(gt=0)] = 4.0  # or so many of these, if longer
+    silent_keep_ms: Annotated[int, Meta(ge=0)] = 3000  # a silent connection is probed, then ended
     backoff_min_ms: Annotated[int, Meta(gt=0)] = 100
     backoff_max_ms: Annotated[int, Meta(gt=0)] = 5000
     max_datagram_bytes: Annotated[int, Meta(ge=1200, le=65507)] = 1350
@@ -63,6 +71,8 @@ class TunnelStatus(Struct, frozen=True):
     exchanges: int
     refused_locally: int  # exchanges above `max_exchanges`
     path_downs: int  # times that a working path died
+    revived: int = 0  # times that a silent one answered again
+    estimate: Estimate | None = None
 
 
 class Tunnel:
@@ -105,7 +115,7 @@ class Tunnel:
         self._since = self._clock.now()
         self._reason = "not started"
         self._connects = self._connected = self._exchanges = 0
-        self._refused_locally = self._path_downs = 0
+        self._refused_locally = self._path_downs = self._revived = 0
 
     def use(self, identity: Identity) -> None:
         """Show this identity from the next connection on: certificates are renewed.
@@ -139,7 +149,18 @@ class Tunnel:
 
     @property
     def connected(self) -> bool:
+        """Whether to use it: the region answers, and says that it serves."""
         return self._state == "connected"
+
+    @property
+    def estimate(self) -> Estimate:
+        """What is known of the path now."""
+        connection = self._connection
+        estimate = connection.estimate if connection is not None else None
+        if estimate is not None and self._state != "closed":
+            return estimate
+        state: PathState = "connecting" if self._state == "connecting" else "waiting"
+        return Estimate.unknown(state, self._since, self._reason)
 
     @property
     def rtt_ms(self) -> float | None:
@@ -172,6 +193,8 @@ class Tunnel:
             exchanges=self._exchanges,
             refused_locally=self._refused_locally,
             path_downs=self._path_downs,
+            revived=self._revived,
+            estimate=self.estimate,
         )
 
     def open(self, request: Request, body: bytes) -> Exchange:
@@ -217,25 +240,28 @@ class Tunnel:
         self._connects += 1
         down: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        up_s = 0.0
 
         def on_up() -> None:
+            nonlocal up_s
+            up_s = self._clock.now()
             up.set_result(None)
             self._connected += 1
             self._change("connected", "")
 
         def on_down(reason: str) -> None:
             if up.done():
-                self._path_downs += self._state != "closed"
-                if self._clock.now() - self._since > _STABLE_S:
+                self._path_downs += self._state in ("connected", "stalled")
+                if self._clock.now() - up_s > _STABLE_S:
                     self._backoff.reset()  # a region that takes us and drops us is not rushed
-            if self._state == "connected":
+            if self._state != "closed":
                 self._change("waiting", reason)
             down.set_result(reason)
 
         try:
             async with asyncio.timeout(self.settings.connect_timeout_ms / 1000):
                 where = await self._where()
-            connection = ClientConnection(self._dial(*where), on_up, on_down)
+            connection = ClientConnection(self._dial(*where), on_up, on_down, self._path)
         except TimeoutError:
             return f"{self.address}: no answer in {self.settings.connect_timeout_ms} ms"
         except OSError as error:
@@ -279,11 +305,22 @@ class Tunnel:
             trust=self._trust,
             clock=self._clock,
             window_bytes=settings.exchange_buffer_bytes,
-            keep_alive_s=settings.keep_alive_ms / 1000,
-            dead_after_s=settings.dead_after_ms / 1000,
-            dead_after_rtts=settings.dead_after_rtts,
+            rules=Rules(
+                idle_every_s=settings.probe_idle_ms / 1000,
+                busy_every_s=settings.probe_busy_ms / 1000,
+                patience_s=settings.silent_after_ms / 1000,
+                jitters=settings.silent_after_jitters,
+                keep_s=settings.silent_keep_ms / 1000,
+            ),
             prefix=prefix,
         )
+
+    def _path(self, state: PathState, why: str) -> None:
+        if self._state == "closed":
+            return
+        self._path_downs += state == "silent"
+        self._revived += self._state == "silent"
+        self._change(_OF_PATH[state], why)
 
     def _change(self, state: State, reason: str) -> None:
         if state == self._state:
