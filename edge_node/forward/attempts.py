@@ -16,6 +16,7 @@ Why: docs/decisions/0015-one-budget.md.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -130,17 +131,37 @@ class Attempts:
         """The ways that were gone, in order, as people call them."""
         return self._ways.names
 
-    async def next(self) -> Tokens | End:
+    async def pour(self, show: Callable[[str], object]) -> End:
+        """All that is left of the answer: its text to `show` as it comes, and its end.
+
+        As `next`, but no task is woken for a token (`Exchange.pour`).
+        """
+
+        def take(frame: Tokens) -> None:
+            if self._take(frame):
+                show(frame.text)
+
+        while True:
+            frame = await self.next(take)
+            if type(frame) is End:
+                return frame
+            assert type(frame) is Tokens
+            show(frame.text)
+
+    async def next(self, take: Callable[[Tokens], object] | None = None) -> Tokens | End:
         """The next piece of the answer, from whichever region can give it.
 
         Raises `AttemptsExhausted`, or `Refused` when no region may be asked. After `End`, do
-        not call again.
+        not call again. With `take`, what follows an attempt's first piece goes there.
         """
         while True:
             try:
                 exchange = self._exchange or self._open()
                 self.waiting = True
-                frame = await exchange.next()
+                if take is None or self._opened:
+                    frame = await exchange.next()
+                else:
+                    frame = await exchange.pour(take)
                 self.waiting = False
                 if type(frame) is Tokens:
                     if self._take(frame):
@@ -290,6 +311,7 @@ class Attempts:
         if self._opened:
             self._begun()
         self._exchange = None
+        self._owner.upstream.trust(self.region)
         count = self._count()
         count.ok += 1
         count.tokens += end.completion_tokens

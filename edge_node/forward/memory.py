@@ -40,6 +40,11 @@ class MemoryExchange:
         self._over = isinstance(frame, End)
         return frame
 
+    async def pour(self, take: Callable[[Tokens], object]) -> Accept | End:
+        while type(frame := await self.next()) is Tokens:
+            take(frame)
+        return frame
+
     def cancel(self) -> None:
         if not self._over:
             self._over = True
@@ -73,6 +78,7 @@ class MemoryUpstream:
         self.ways: list[tuple[str, str]] = []
         self.cancelled = 0
         self.distrusted: list[tuple[str, str]] = []
+        self.trusted: list[str] = []  # after each answer that came whole
         self.queues_ms: dict[str, float] = {}
         self.closing: set[asyncio.Future[None]] = set()
         self._relays = dict(relays or {})
@@ -99,6 +105,9 @@ class MemoryUpstream:
     def distrust(self, region: str, why: str) -> None:
         self.distrusted.append((region, why))
         self.cut(region)
+
+    def trust(self, region: str) -> None:
+        self.trusted.append(region)
 
     def note_queue(self, region: str, queue_ms: float) -> None:
         self.queues_ms[region] = queue_ms

@@ -47,6 +47,12 @@ def spec_of(wanted: Wanted, region: str = "singapore") -> OverrideSpec:
     return found
 
 
+def test_a_deadline_is_kept_with_the_drain_and_none_is_none() -> None:
+    assert spec_of(order(deadline_s=30.0)).deadline_s == 30.0
+    assert spec_of(order(deadline_s=0.0)).deadline_s == 0.0
+    assert spec_of(order()).deadline_s is None
+
+
 def test_several_regions_are_one_change() -> None:
     wanted = order(regions=("singapore", "dubai"), percent=30.0, expires_s=NOW_S + 60)
     assert [put.key for put in wanted.puts] == [
@@ -141,6 +147,10 @@ WRONG: list[tuple[dict[str, Any], Iterable[str]]] = [
     ({"percent": float("nan")}, ["percent"]),
     ({"expires_s": NOW_S - 1}, ["a time that has passed"]),
     ({"expires_s": NOW_S + 30, "over_s": 60.0}, ["before it gets there"]),
+    ({"expires_s": NOW_S + 100, "over_s": 60.0, "deadline_s": 60.0}, ["before its deadline"]),
+    ({"deadline_s": 60.0, "percent": 99.0}, ["a deadline, of 99%"]),
+    ({"deadline_s": -1.0}, ["deadline_s"]),
+    ({"deadline_s": 1e9}, ["deadline_s"]),
     ({"over_s": -1.0}, ["over_s"]),
     ({"over_s": 1e9}, ["over_s"]),
     ({"regions": ("a", "b"), "reason": "", "percent": -1.0}, ["reason", "percent"]),

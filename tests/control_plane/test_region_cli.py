@@ -117,6 +117,25 @@ def test_no_percent_is_all_and_zero_percent_is_none(desk: Desk) -> None:
         assert desk.overrides()["dubai"].percent == 100.0
 
 
+def test_a_drain_has_a_deadline_for_what_still_runs_there(desk: Desk) -> None:
+    desk.ok("region", "drain", "dubai", "--no-wait", *WHY)
+    assert desk.overrides()["dubai"].deadline_s is None
+    desk.ok("region", "failover", "dubai", "--deadline", "2m", "--no-wait", *WHY)
+    assert desk.overrides()["dubai"].deadline_s == 120.0
+    desk.ok("region", "drain", "dubai", "--deadline", "0s", "--no-wait", *WHY)
+    assert desk.overrides()["dubai"].deadline_s == 0.0
+    desk.ok("region", "drain", "dubai", "--over", "1m", "--deadline", "30s", "--no-wait", *WHY)
+    assert desk.overrides()["dubai"].deadline_s == 30.0
+    part = desk("region", "drain", "dubai", "--to", "50", "--deadline", "30s", *WHY)
+    assert part.exit_code != 0
+    assert "a drain of 100%" in part.output
+    nonsense = desk("region", "drain", "dubai", "--deadline", "soon", *WHY)
+    assert nonsense.exit_code == 2
+    assert "--deadline 'soon'" in nonsense.output
+    assert desk.overrides()["dubai"].deadline_s == 30.0  # as it was
+    assert "--deadline" in desk.ok("region", "drain", "--help").output
+
+
 def test_several_regions_are_drained_together_or_not_at_all(desk: Desk) -> None:
     told = desk.ok("region", "drain", "singapore", "dubai", "--to", "30", *WHY)
     assert "singapore, dubai drained (30%); revision" in told.stdout
