@@ -157,11 +157,15 @@ class PathMonitor:
             return False
         self.echoes += 1
         self._heard_s = now
-        if echo.number > self._newest:  # not overtaken
+        if echo.sent <= self._sent:
+            self._back.add(now, 0, -1)  # it was overtaken, and taken for lost
+            return True
+        newer = echo.number > self._newest
+        self._count(now, echo)
+        self._stalled = echo.stalled
+        if newer:
             sent_s = self._times[echo.number % _REMEMBERED]
             self._measure(now, now - sent_s)
-            self._count(now, echo)
-            self._stalled = echo.stalled
             self._answer(now, sent_s)
             self._conclude(now)
         return True
@@ -228,11 +232,10 @@ class PathMonitor:
     def _count(self, now: float, echo: Echo) -> None:
         """What was lost each way since the last echo. What a silence cost is told by the state,
         and is no share of loss."""
-        asked = echo.number - self._newest
-        got = min(asked, max(0, echo.got - self._got))
-        sent = max(1, echo.sent - self._sent)
-        self._newest = echo.number
-        self._got, self._sent = max(self._got, echo.got), max(self._sent, echo.sent)
+        asked = max(0, echo.number - self._newest)
+        got, sent = echo.got - self._got, echo.sent - self._sent
+        self._newest = max(self._newest, echo.number)
+        self._got, self._sent = echo.got, echo.sent
         if self.state == "silent" or self._resumed:
             self._resumed = False
             if asked > _QUESTIONS_MIN:
