@@ -52,6 +52,8 @@ class Presence:
             healthy=self._ready() and any(view.reachable for view in views.values()),
             addresses=self._addresses,
             regions=views,
+            paths=self._tunnels.seen(),
+            path_events=tuple(self._tunnels.log.events),
         )
 
     def samples(self) -> Iterable[Sample]:

@@ -106,12 +106,12 @@ class Path:
         if self.coming is not None and self.coming.connected:
             self._let_go(self.tunnel)
             self.tunnel, self.coming = self.coming, None
-        elif status.state == "waiting":
+        elif status.state in ("silent", "stalled", "waiting"):
             self._next_address(status)
         self._on_change(self)
 
     def _next_address(self, status: TunnelStatus) -> None:
-        """The address failed: let a tunnel to the next one come, if there is another."""
+        """What is at the address fails: let a tunnel to the next one come, if there is another."""
         latest = self.coming or self.tunnel
         if len(self.addresses) < 2 or latest is None or latest.address != status.address:
             return

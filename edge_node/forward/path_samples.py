@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edge_node.forward.path import Path
-from edge_node.forward.road import measured
 from edge_node.forward.tunnels import Tunnels
 from runtime.metrics import Sample
 
@@ -39,7 +38,7 @@ def _of(path: Path) -> Iterable[Sample]:
     if tunnel is None:
         return
     labels = {"region": path.region, "path": path.name}
-    status, estimate = tunnel.status, measured(tunnel)
+    status, estimate = tunnel.status, tunnel.estimate
     figures = (
         ("connected", "Whether requests can take this way.", float(tunnel.connected)),
         ("rtt_seconds", "Round-trip time of it.", (estimate.rtt_ms or 0.0) / 1000),

@@ -12,7 +12,8 @@ from topology.overlay.errors import PathDown
 from topology.overlay.monitor import Estimate
 from topology.overlay.tunnel import Tunnel
 from topology.overlay.via import Bound
-from topology.paths import UP, RegionPaths
+from topology.paths import UP, PathView, RegionPaths
+from topology.wire.path_reports import PathReport
 
 QUEUE_WEIGHT = 0.25  # of the newest figure that a region gave
 QUEUE_HALF_LIFE_S = 10.0  # of what it said last, while it says nothing
@@ -64,7 +65,7 @@ class Road:
         That a region does not serve, though it answers probes, says nothing about a way, where
         all of them end at one core; where it has several, another one may do better.
         """
-        found = {relay: measured(p.tunnel) for relay, p in self.paths.items() if p.tunnel}
+        found = {relay: p.tunnel.estimate for relay, p in self.paths.items() if p.tunnel}
         stalled = [estimate for estimate in found.values() if estimate.state == "stalled"]
         others = any(estimate.state in UP for estimate in found.values())
         self.stalled = ""
@@ -85,18 +86,31 @@ class Road:
         return self._queue_ms * 0.5 ** (age_s / QUEUE_HALF_LIFE_S) if self._queue_ms else 0.0
 
 
-def measured(tunnel: Tunnel) -> Estimate:
-    if hasattr(tunnel, "estimate"):
-        return tunnel.estimate  # type: ignore[no-any-return]
-    status = tunnel.status
-    state = "up" if status.state == "connected" else status.state
-    if state not in ("up", "connecting"):
-        state = "waiting"
-    return Estimate(status.rtt_ms, 0.0, 0.0, 0.0, 0.0, state, status.since_s, status.reason)  # type: ignore[arg-type]
-
-
 def _alive(estimate: Estimate) -> Estimate:
     return estimate if estimate.state != "stalled" else replace(estimate, state="up")
+
+
+def report(road: Road, view: PathView, epoch_s: float) -> PathReport:
+    """What a heartbeat tells of one way; `epoch_s` is the Unix time when the clock was at 0."""
+    tunnel = road.paths[view.relay].tunnel
+    if tunnel is None:
+        return PathReport(road.region, view.relay, up=False, state="waiting")
+    estimate = tunnel.estimate
+    return PathReport(
+        region=road.region,
+        relay=view.relay,
+        up=view.up,
+        state=estimate.state,
+        rtt_ms=view.rtt_ms,
+        extra_ms=view.extra_ms,
+        measured_rtt_ms=estimate.rtt_ms,
+        jitter_ms=estimate.jitter_ms,
+        loss_out=estimate.loss_out,
+        loss_back=estimate.loss_back,
+        since_s=estimate.since_s + epoch_s,
+        why=road.found.why.get(view.relay, ""),
+        exchanges=tunnel.status.open_exchanges,
+    )
 
 
 class Through:

@@ -24,7 +24,7 @@ from edge_node.forward.doubts import Doubts
 from edge_node.forward.path import Path
 from edge_node.forward.path_log import PathLog, kind_of
 from edge_node.forward.retired import Retired
-from edge_node.forward.road import Road, Through
+from edge_node.forward.road import Road, Through, report
 from edge_node.forward.upstream import Exchange
 from runtime import logs
 from runtime.clock import Clock, SystemClock
@@ -38,6 +38,7 @@ from topology.relays import candidates
 from topology.resources import Key
 from topology.routing import RegionView, Views
 from topology.snapshot import Snapshot
+from topology.wire.path_reports import PathReport
 
 log = logs.get("tunnels")
 
@@ -196,6 +197,16 @@ class Tunnels:
         if road is None:
             return ""
         return road.stalled or self._doubts.why(region, self._clock.now())
+
+    def seen(self) -> list[PathReport]:
+        """Every way as the last look at it had it, by region and in the order of use."""
+        since = self._clock.wall() - self._clock.now()
+        return [
+            report(road, view, since)
+            for road in self._roads.values()
+            for view in road.found.views
+            if view.relay in road.paths
+        ]
 
     def _announce(self) -> None:
         self._views_until = 0.0
