@@ -63,7 +63,7 @@ class RunningCore:
         await self.core.start()
         assert self.core.overlay is not None
         address = f"127.0.0.1:{self.core.overlay.port}"
-        self.tunnel = Tunnel("frankfurt", address, self._edge)
+        self.tunnel = Tunnel(self.settings.region, address, self._edge)
         self.tunnel.start()
         async with asyncio.timeout(10):
             while not (self.tunnel.connected and self._listens()):
