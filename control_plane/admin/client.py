@@ -110,9 +110,8 @@ class AdminClient:
         told = self._each("Paths", request)
         errors = [answer for answer in told if isinstance(answer, AdminError)]
         answers = [answer for answer in told if not isinstance(answer, AdminError)]
-        final = next((error for error in errors if not error.retryable), None)
-        if final is not None or not answers:
-            raise final or _worst(errors)
+        if not answers:
+            raise next((error for error in errors if not error.retryable), None) or _worst(errors)
         nodes: dict[str, pb.EdgePaths] = {}
         for answer in answers:
             for node in answer.edges:

@@ -75,10 +75,10 @@ def _print(response: pb.ExplainResponse) -> None:
     print_table(("EDGE", "", "WHY"), [(c.name, _mark(c), c.why) for c in response.edges])
     typer.echo()
     rows = [
-        (c.name, _mark(c), _share(c), f"{c.rtt_ms:.0f}" if c.rtt_ms else "", c.why)
+        (c.name, _mark(c), _share(c), c.path, f"{c.rtt_ms:.0f}" if c.rtt_ms else "", c.why)
         for c in response.regions
     ]
-    print_table(("REGION", "", "SHARE", "RTT MS", "WHY"), rows)
+    print_table(("REGION", "", "SHARE", "PATH", "RTT MS", "WHY"), rows)
     for note in response.notes:
         typer.echo(f"note: {note}")
 
@@ -110,7 +110,12 @@ def _as_data(response: pb.ExplainResponse) -> dict[str, Any]:
         "refusal": response.refusal or None,
         "edges": [candidate(c) | {"distance_km": c.distance_km} for c in response.edges],
         "regions": [
-            candidate(c) | {"rtt_ms": c.rtt_ms or None, "share": c.share if c.share >= 0 else None}
+            candidate(c)
+            | {
+                "path": c.path or None,
+                "rtt_ms": c.rtt_ms or None,
+                "share": c.share if c.share >= 0 else None,
+            }
             for c in response.regions
         ],
         "demand_class": response.demand_class or None,

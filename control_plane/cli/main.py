@@ -30,6 +30,7 @@ _VERBS = {
     "get": "control_plane.cli.get:app",
     "status": "control_plane.cli.status:app",
     "explain": "control_plane.cli.explain:app",
+    "paths": "control_plane.cli.paths:app",
     "region": "control_plane.cli.region:app",
     "rollout": "control_plane.cli.rollout:app",
     "history": "control_plane.cli.history:app",
@@ -43,7 +44,7 @@ _VERBS = {
 # Verbs that talk to the control plane, and the options that all of them share.
 _REMOTE = frozenset(
     (
-        *("apply", "diff", "delete", "get", "status", "explain", "region"),
+        *("apply", "diff", "delete", "get", "status", "explain", "paths", "region"),
         *("rollout", "history", "rollback", "audit"),
     )
 )

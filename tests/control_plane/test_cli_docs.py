@@ -23,6 +23,7 @@ VERBS = [
     ["get"],
     ["status"],
     ["explain"],
+    ["paths"],
     ["history"],
     ["rollback"],
     *(["audit", verb] for verb in ("list", "verify")),

@@ -329,6 +329,8 @@ class _Chunk(Struct):
 
 
 _ENCODER = msgspec.json.Encoder()
+_encode = _ENCODER.encode
+_NO_TEXT = b'"content":""'
 DONE = b"data: [DONE]\n\n"
 
 
@@ -343,20 +345,26 @@ def completion(
 
 
 class ChunkEncoder:
-    """Encodes one streamed answer, event by event, each as one SSE `data:` block."""
+    """Encodes one streamed answer, event by event, each as one SSE `data:` block.
 
-    __slots__ = ("_head", "_usage")
+    Events of text differ in their text alone, so what is around it is encoded once.
+    """
+
+    __slots__ = ("_after", "_before", "_head", "_usage")
 
     def __init__(self, request_id: str, created_s: int, model: str, include_usage: bool) -> None:
         self._head = ("chatcmpl-" + request_id, "chat.completion.chunk", created_s, model)
         self._usage: UnsetType | None = None if include_usage else UNSET
+        # Within a JSON string a quote is escaped, so this is found nowhere else.
+        before, empty, self._after = self._event(_Delta(content=""), None).partition(_NO_TEXT)
+        self._before = before + empty[:-2]
 
     def role(self) -> bytes:
         """The first event: who speaks."""
         return self._event(_Delta("assistant", ""), None)
 
     def text(self, text: str) -> bytes:
-        return self._event(_Delta(content=text), None)
+        return self._before + _encode(text) + self._after
 
     def finish(self, reason: str) -> bytes:
         return self._event(_Delta(), reason)

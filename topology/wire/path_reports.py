@@ -54,7 +54,7 @@ def to_paths(reports: Iterable[PathReport]) -> list[pb.PathSeen]:
             jitter_ms=_figure(report.jitter_ms, -1.0),
             loss_out=_share(report.loss_out),
             loss_back=_share(report.loss_back),
-            since_s=report.since_s,
+            since_s=_time(report.since_s),
             why=_fit(report.why, TEXT_MAX),
             exchanges=max(0, min(report.exchanges, 2**32 - 1)),
         )
@@ -66,7 +66,7 @@ def to_events(changes: Sequence[PathChange]) -> list[pb.PathEvent]:
     """The newest of them, the oldest first."""
     return [
         pb.PathEvent(
-            at_s=change.at_s,
+            at_s=_time(change.at_s),
             region=change.region,
             before=change.before,
             after=change.after,
@@ -166,6 +166,10 @@ def _figure(value_ms: float | None, unknown: float) -> float:
 
 def _share(value: float | None) -> float:
     return -1.0 if value is None or not isfinite(value) else min(max(0.0, value), 1.0)
+
+
+def _time(unix_s: float) -> float:
+    return min(max(0.0, unix_s), TIME_MAX_S) if isfinite(unix_s) else 0.0
 
 
 def _known(value: float) -> float | None:
