@@ -72,6 +72,7 @@ class Core:
             self.ingress.on_exchange,
             settings=settings.overlay_server,
             clock=self._clock,
+            stalled=lambda: self.service.stalled,
             route=self._route,
             relay=settings.relay,
         )

@@ -26,6 +26,7 @@ class LoadReport(Struct, frozen=True):
     load: float
     draining: bool
     healthy: bool
+    stalled: bool = False  # it has work and finishes no step
 
     def orca(self) -> dict[str, float]:
         """The report under ORCA's names; our own are `named_metrics`."""
@@ -94,6 +95,7 @@ def samples(report: LoadReport, counters: Counters, steps: StepFigures) -> Itera
     yield Sample(gauge + "tokens_per_s", "Answer tokens a second, lately.", report.tokens_per_s)
     yield Sample(gauge + "draining", "1 while shutting down.", report.draining)
     yield Sample(gauge + "healthy", "0 when the engine keeps failing.", report.healthy)
+    yield Sample(gauge + "stalled", "1 while no step of the engine ends.", report.stalled)
     yield Sample(gauge + "accepted_total", "Requests taken on.", counters.accepted)
     yield Sample(gauge + "cancelled_total", "Requests that clients gave up.", counters.cancelled)
     for reason, count in counters.finished.items():

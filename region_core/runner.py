@@ -9,7 +9,7 @@ for microseconds.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -21,6 +21,7 @@ from region_core.prepare import Prepared
 from region_core.report import StepFigures
 from region_core.scheduling.batcher import Batcher, Limits, Plan
 from region_core.scheduling.queue import Entry
+from region_core.stall import StallWatch
 from runtime import logs
 from runtime.clock import Clock
 
@@ -70,6 +71,7 @@ class Runner:
         self._closing = False
         self._active: dict[int, _Active] = {}  # by slot; the thread's own
         self._faults_in_a_row = 0
+        self._stall = StallWatch(clock.now())
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     # On the event loop
@@ -90,6 +92,11 @@ class Runner:
     def healthy(self) -> bool:
         return self._faults_in_a_row < _UNHEALTHY_FAULTS and self._thread.is_alive()
 
+    @property
+    def stalled(self) -> bool:
+        """It has work and gets nowhere with it. A look without the lock."""
+        return not self._batcher.idle and self._stall.stalled(self._clock.now())
+
     def has_room(self, urgency: int) -> bool:
         """Whether `submit` would take a request; a look without the lock, so only a hint."""
         return self._batcher.has_room(urgency)
@@ -103,6 +110,8 @@ class Runner:
         Raises `QueueFull`.
         """
         with self._changed:
+            if self._batcher.idle:
+                self._stall.woken(self._clock.now())
             wait_s = self._batcher.expected_wait_s(entry.urgency)
             displaced = self._batcher.submit(entry)
             self._arrivals[entry.id] = prepared
@@ -165,7 +174,7 @@ class Runner:
     def _step(self, plan: Plan) -> list[Event]:
         started = self._clock.now()
         try:
-            tokens = self._engine.step(plan.step)
+            tokens = self._timed(plan, started)
         except EngineFault as error:
             log.error("a step failed", error=str(error))
             return self._lose_all(engine_fault(error.message))
@@ -192,6 +201,13 @@ class Runner:
                 finished.append(active.id)
         self._finish(finished, now)
         return events
+
+    def _timed(self, plan: Plan, started: float) -> Mapping[int, int]:
+        try:
+            return self._engine.step(plan.step)
+        finally:
+            now = self._clock.now()
+            self._stall.stepped(now, now - started)
 
     def _lose_all(self, failed: Failed) -> list[Event]:
         self.figures.faults += 1

@@ -85,6 +85,11 @@ class CoreService:
         return self._instant is not None or self._runner.healthy
 
     @property
+    def stalled(self) -> bool:
+        """It answers whoever asks, and gets nowhere with its work: it should get no more."""
+        return self._instant is None and self._runner.stalled
+
+    @property
     def ready(self) -> bool:
         return self.healthy and not self._draining
 
@@ -104,6 +109,7 @@ class CoreService:
             load=self.load,
             draining=self._draining,
             healthy=self.healthy,
+            stalled=self.stalled,
         )
 
     def submit(self, job: Job, sink: Sink) -> Ticket:
