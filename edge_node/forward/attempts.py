@@ -34,6 +34,7 @@ from edge_node.forward.race import Line, LineError, Race
 from edge_node.forward.upstream import Exchange
 from edge_node.forward.ways import Ways
 from edge_node.inflight import PASSING, Cause, Flight
+from runtime import logs
 from topology.load import RegionCount
 from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
 from topology.overlay.frames import Accept, End, Request, Tokens
@@ -41,6 +42,8 @@ from topology.routing import Candidate, Decision
 
 if TYPE_CHECKING:
     from edge_node.forward.forwarder import Forwarder
+
+log = logs.get("forward")
 
 
 class Ask(Struct, frozen=True):
@@ -295,12 +298,25 @@ class Attempts:
         count = self._count()
         count.first_tokens += 1
         count.first_token_s += took_s
-        if not self.text:
+        if self.text:
+            self._note_move(self.candidate)
+        else:
             self._owner.first_tokens.add(self.candidate.region, took_s)
         self._opened = 0.0
         self._home = None
         self._shown = self._ask.stream
         self._flight.stage(FOREVER, Cause.SILENCE)  # `Watch` sees to it from now on
+
+    def _note_move(self, candidate: Candidate) -> None:
+        """The answer goes on from there, after so many tokens."""
+        log.debug(
+            "a request goes on elsewhere",
+            request_id=self._ask.request_id,
+            region=candidate.region,
+            path=candidate.path,
+            position=len(self.ids),
+            tried=self.tried,
+        )
 
     def _finish(self, end: End) -> None:
         known = len(self.ids)
