@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from random import Random
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_node.errors import AttemptsExhausted, Refused, RegionSilent
-from edge_node.figures import Figures
-from edge_node.forward.attempts import Ask, Attempts
-from edge_node.forward.choice import Choice
-from edge_node.forward.forwarder import Forwarder
 from edge_node.forward.memory import Answer, MemoryUpstream, Region
-from edge_node.inflight import Cause, Flights
-from runtime.clock import ManualClock
+from edge_node.inflight import Cause
+from tests.edge_node.trips import Trip
 from tests.edge_node.worlds import (
     RTT_MS,
     TEXT,
@@ -26,58 +20,10 @@ from tests.edge_node.worlds import (
     dying,
     refusing,
     silent,
-    snapshot,
     upstream,
 )
 from topology.overlay.errors import PathDown, RegionFailure
 from topology.overlay.frames import Accept, End, Request, Tokens
-
-
-class Client:
-    """A client that stays for ever."""
-
-    def client_disconnect(self) -> Any:
-        return asyncio.get_running_loop().create_future()
-
-
-class Trip:
-    """Attempts at one request, with everything they need."""
-
-    def __init__(
-        self,
-        regions: MemoryUpstream,
-        *,
-        stream: bool = True,
-        attempts: int = 3,
-        silence_s: float = 5.0,
-        deadline_s: float = 10.0,
-        tenant: str = "acme",
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        choice = Choice("london", regions.views, ManualClock(), Random(1))
-        choice.use(snapshot())
-        self.figures = Figures()
-        self.flights = Flights()
-        self.flight = self.flights.open(Client(), deadline_s, Cause.DEADLINE)
-        forwarder = Forwarder(regions, choice, self.figures, loop.time)
-        ask = Ask("r1", tenant, "small", 3, stream, b"{}", attempts, silence_s, 20)
-        self.attempts: Attempts = forwarder.begin(ask, choice.decide(tenant, "small"), self.flight)
-        self.seen: list[Tokens] = []
-
-    async def run(self) -> End:
-        try:
-            while True:
-                frame = await self.attempts.next()
-                if isinstance(frame, End):
-                    return frame
-                self.seen.append(frame)
-        finally:
-            self.attempts.close()
-            self.flights.close(self.flight)
-
-    @property
-    def text(self) -> str:
-        return "".join(frame.text for frame in self.seen)
 
 
 def sent(regions: MemoryUpstream) -> list[str]:
