@@ -10,6 +10,7 @@ from edge_node.forward.memory import Region
 from runtime.identity import Identity, IdentityFiles, Principal
 from topology.overlay.errors import PathDown, RegionFailure
 from topology.overlay.frames import Request
+from topology.overlay.relay import Route
 from topology.overlay.server import OverlayServer, ServerExchange
 
 
@@ -40,8 +41,11 @@ class Core:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: OverlayServer | None = None
 
-    async def start(self, port: int = 0) -> None:
-        self._server = await OverlayServer.serve("127.0.0.1", port, self._identity, self._begin)
+    async def start(self, port: int = 0, route: Route | None = None) -> None:
+        """With a `route` it relays too."""
+        self._server = await OverlayServer.serve(
+            "127.0.0.1", port, self._identity, self._begin, route=route
+        )
 
     @property
     def address(self) -> str:
