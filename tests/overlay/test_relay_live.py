@@ -395,3 +395,13 @@ async def test_a_mistake_in_the_route_is_told_and_leaves_nothing(world: World) -
     with pytest.raises(RegionFailure, match="internal"):
         await direct.bind("frankfurt", 0)
     assert world.dubai.counters.handler_errors == 1
+
+
+async def test_a_relay_that_was_down_for_long_is_used_soon_after_it_is_back(world: World) -> None:
+    await world.start()
+    direct = world.tunnel("dubai", "127.0.0.1:1")
+    patient = replace(FAST, backoff_min_ms=30_000, backoff_max_ms=60_000)
+    relayed = world.tunnel("frankfurt", "via dubai", via=direct, settings=patient)
+    await until(lambda: relayed.status.state == "waiting")
+    direct.address = f"127.0.0.1:{world.dubai.port}"
+    await until(lambda: relayed.connected)

@@ -36,6 +36,7 @@ _OF_PATH: dict[PathState, State] = {
     "up": "connected", "suspect": "connected", "stalled": "stalled", "silent": "silent",
 }  # fmt: skip
 _STABLE_S = 1.0  # a path that lived for so long was a good one
+_RELAY_AWAITED_S = 1.0  # asking a tunnel that is down costs nothing, so it is asked often
 PEER_ROLES = ("core",)
 
 
@@ -109,6 +110,7 @@ class Tunnel:
             self.settings.backoff_max_ms / 1000,
             (rng or Random()).random,
         )
+        self._relay_down = False  # at the latest attempt
         self._connection: ClientConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._state: State = "idle"
@@ -232,12 +234,15 @@ class Tunnel:
             self._change("connecting", self._reason if self._connects else "connecting")
             reason = await self._attempt()
             delay_s = self._backoff.next_s()
+            if self._relay_down:
+                delay_s = min(delay_s, _RELAY_AWAITED_S)
             self._change("waiting", reason)
             await asyncio.sleep(delay_s)
 
     async def _attempt(self) -> str:
         """Connect, and return once the connection is over: why it ended."""
         self._connects += 1
+        self._relay_down = False
         down: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         up_s = 0.0
@@ -267,6 +272,7 @@ class Tunnel:
         except OSError as error:
             return f"{self.address}: {error.strerror or error}"
         except TradewindError as error:
+            self._relay_down = isinstance(error, PathDown)
             return f"not relayed: {error}"
         self._connection = connection
         try:
