@@ -65,7 +65,7 @@ class Authority:
         name: str,
         *,
         uri: str | None = None,
-        days: tuple[int, int] = (-1, 1),
+        days: tuple[float, float] = (-1, 1),
         trusted: bytes | None = None,
     ) -> Identity:
         """An identity valid from day days[0] to day days[1]; it trusts `trusted`, or this CA."""

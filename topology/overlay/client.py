@@ -43,6 +43,7 @@ class Dialled(Struct):
     clock: Clock
     window_bytes: int  # of one exchange
     rules: Rules
+    renew_share: float  # of a connection's life before a certificate runs out: end it when idle
     prefix: bytes = b""  # of each datagram, both ways: a relay's head
 
 
@@ -164,7 +165,8 @@ class ClientConnection:
             on_state=self._path,
             on_over=self.close,
         )
-        self._watch = Watch(self._loop, self._clock, self.quic, self._dialled.rules, shell)
+        rules, share = self._dialled.rules, self._dialled.renew_share
+        self._watch = Watch(self._loop, self._clock, self.quic, rules, shell, share)
         self._on_up()
 
     def _stripped(self, batch: Batch) -> list[bytes]:
@@ -195,6 +197,9 @@ class ClientConnection:
                 if event.end_stream:
                     self._forget(event.stream_id)
                 exchange.feed(event.data, event.end_stream)
+        elif isinstance(event, events.PingAcknowledged):
+            if self._watch is not None:
+                self._watch.acknowledged(event.uid)
         elif isinstance(event, events.StreamReset):
             self._reset(event.stream_id, event.error_code)
         elif isinstance(event, events.ConnectionTerminated):

@@ -170,6 +170,14 @@ class PathMonitor:
             self._conclude(now)
         return True
 
+    def acknowledged(self, number: int, now: float) -> None:
+        """A probe was acknowledged by a peer that knows no echoes."""
+        if max(0, self.probes - _REMEMBERED) <= number < self.probes:
+            sent_s = self._times[number % _REMEMBERED]
+            self._measure(now, now - sent_s)
+            self._answer(now, sent_s)
+            self._conclude(now)
+
     def judge(self, now: float, seen: Seen, busy: bool) -> Verdict:
         """`busy`: exchanges are open."""
         if now - self._due_s > _LATE_S:

@@ -36,6 +36,7 @@ _OF_PATH: dict[PathState, State] = {
     "up": "connected", "suspect": "connected", "stalled": "stalled", "silent": "silent",
 }  # fmt: skip
 _STABLE_S = 1.0  # a path that lived for so long was a good one
+_RENEW_SHARES = 0.02, 0.2  # of a certificate's time that was left when a connection began
 _RELAY_AWAITED_S = 1.0  # asking a tunnel that is down costs nothing, so it is asked often
 PEER_ROLES = ("core",)
 
@@ -105,10 +106,11 @@ class Tunnel:
         self._turn = turn
         self.use(identity)
         self._on_change = on_change
+        self._rng = rng or Random()
         self._backoff = Backoff(
             self.settings.backoff_min_ms / 1000,
             self.settings.backoff_max_ms / 1000,
-            (rng or Random()).random,
+            self._rng.random,
         )
         self._relay_down = False  # at the latest attempt
         self._connection: ClientConnection | None = None
@@ -318,6 +320,7 @@ class Tunnel:
                 jitters=settings.silent_after_jitters,
                 keep_s=settings.silent_keep_ms / 1000,
             ),
+            renew_share=self._rng.uniform(*_RENEW_SHARES),
             prefix=prefix,
         )
 

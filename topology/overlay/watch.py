@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from msgspec import Struct
@@ -33,6 +34,7 @@ class Watch:
         quic: OverlayConnection,
         rules: Rules,
         shell: Shell,
+        renew_share: float,
     ) -> None:
         self.strange = 0  # datagrams that answer nothing, or are too many
         self._loop = loop
@@ -46,6 +48,9 @@ class Watch:
         self._at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
+        self._expires_s = quic.expires_s or math.inf
+        left_s = self._expires_s - clock.wall()
+        self._renew_s = self._expires_s - renew_share * left_s if left_s < math.inf else math.inf
         quic.on_datagram = self._datagram
         self._by(clock.now())
 
@@ -68,6 +73,11 @@ class Watch:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def acknowledged(self, number: int) -> None:
+        """The peer got a PING of ours."""
+        self._monitor.acknowledged(number, self._clock.now())
+        self._loop.call_soon(self._tell)
 
     def _datagram(self, data: bytes, now: float) -> None:
         echo = decode(data) if self._budget.take(now) else None
@@ -99,9 +109,18 @@ class Watch:
             self._send(verdict.probe)
         self._by(verdict.again_s)
         self._tell()
-        expires_s = self._quic.expires_s
-        if expires_s is not None and expires_s <= self._clock.wall() and not self._stopped:
+        self._check_certificates()
+
+    def _check_certificates(self) -> None:
+        """A connection outlives no certificate. It gives way to another one before that, while it
+        is idle, so that not all that began together end together, with all that runs in them."""
+        wall = self._clock.wall()
+        if wall < self._renew_s or self._stopped:
+            return
+        if wall >= self._expires_s:
             self._shell.on_over("a certificate has run out")
+        elif not self._shell.busy():
+            self._shell.on_over("a certificate is about to run out")
 
     def _send(self, number: int) -> None:
         if self._quic.takes_datagrams:
