@@ -30,6 +30,8 @@ from control_plane.directives.observed import EdgeReport, Observed, RegionSeen
 from control_plane.directives.state import Drain, State, Verdict
 from control_plane.discovery.server import DiscoveryServer, DiscoverySettings
 from control_plane.geodns.places import open_locator
+from control_plane.membership.leases import LeaseRegistry
+from control_plane.membership.service import MembershipService
 from control_plane.store.base import Put
 from control_plane.store.memory import MemoryStore
 from edge_node.server import EdgeWorker
@@ -37,6 +39,7 @@ from edge_node.settings import EdgeSettings
 from runtime.clock import SystemClock
 from tests.control_plane.mesh import Mesh, at, region, resource, serving, until
 from tests.control_plane.mesh import world as mesh_world
+from tests.edge_node.test_paths_live import Wire
 from tests.edge_node.worlds import free_port, key_hash
 from topology.resources import Resource
 from topology.routing import RegionView
@@ -46,7 +49,8 @@ from topology.wire.gen.tradewind.v1 import admin_pb2_grpc
 from topology.wire.membership_client import MembershipClient, Report
 
 NAMES = {"singapore": "SG", "frankfurt": "EU", "dubai": "AE"}
-KEYS = {"acme": "sk-acme-0123456789", "eurobank": "sk-eurobank-0123456789"}
+KEYS = {name: f"sk-{name}-0123456789" for name in ("acme", "eurobank", "gulf", "lion")}
+RESIDENCY = {"gulf": ("SG", "AE"), "lion": ("SG",)}
 VIP, EU = "vip:singapore>frankfurt>dubai", "standard:frankfurt"
 ASKED = 200
 
@@ -54,8 +58,10 @@ ASKED = 200
 class World:
     """A store, discovery and the admin API, without a director: the test is the director."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, relays: bool = False) -> None:
         self.folder = folder
+        self.relays = relays  # every region relays to every other one
+        self.wire: Wire | None = None  # on the straight way to singapore
         self.mesh = Mesh(folder / "mesh")
         self.ports = {name: free_port() for name in NAMES}
         self.http = free_port()
@@ -66,29 +72,45 @@ class World:
 
     async def start(self, stack: AsyncExitStack) -> None:
         clock = SystemClock()
-        for name in NAMES:
-            await self._start_core(name, stack)
+        if self.relays:
+            self.wire = Wire(self.ports["singapore"])
+            await self.wire.start()
+            stack.callback(self.wire.close)
         catalog = Catalog(self.store, None, clock, Random(1))
         directives = Directives(self.store, None, Random(2))
         self.changes = Changes(self.store, catalog, clock, "cp-1")
         settings = DiscoverySettings(debounce_ms=10)
         discovery = DiscoveryServer(catalog, "cp-1", clock, settings, directives)
-        sources = StatusSources(directives=directives, observe=self._observe)
+        registry = LeaseRegistry(self.store, clock, Random(4), 10.0)
+        self.membership = MembershipService(registry, clock, regions=lambda: NAMES)
+        sources = StatusSources(
+            directives=directives,
+            observe=self._observe,
+            paths=self.membership.paths if self.relays else None,
+        )
         locator = open_locator(None, None, ())
         admin = AdminService(
             "cp-1", self.store, catalog, self.changes, discovery, locator, clock, sources
         )
         server = grpc.aio.server(options=server_options())
         discovery.add_to(server)
+        self.membership.add_to(server)
         admin_pb2_grpc.add_AdminServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
         credentials = server_credentials(self.mesh.identity("control/cp-1"))
         self.port = server.add_secure_port("127.0.0.1:0", credentials)
         catalog.start()
         directives.start()
         discovery.start()
+        registry.start()
+        self.membership.start()
         await server.start()
-        for close in (catalog.close, directives.close, lambda: server.stop(0), discovery.close):
+        for close in (
+            catalog.close, directives.close, registry.close, lambda: server.stop(0),
+            discovery.close, self.membership.close,
+        ):  # fmt: skip
             stack.push_async_callback(close)
+        for name in NAMES:
+            await self._start_core(name, stack)
         await self.apply(*self.documents())
         await self._start_edge(stack)
 
@@ -107,6 +129,28 @@ class World:
             resource(
                 "Tenant", "eurobank", residency=["EU"], api_keys=[key_hash(KEYS["eurobank"])]
             ),
+            *(self.links() if self.wire is not None else ()),
+        ]  # fmt: skip
+
+    def links(self) -> list[Resource]:
+        """The straight way to singapore over a wire, and relays wherever there may be one."""
+        assert self.wire is not None
+        return [
+            resource(
+                "Link", "straight", source="EdgeSite/london", target="Region/singapore", rtt_ms=1,
+                address=f"127.0.0.1:{self.wire.port}",
+            ),
+            *(
+                resource(
+                    "Link", f"{one}-{other}", source=f"Region/{one}", target=f"Region/{other}",
+                    rtt_ms=1,
+                )
+                for one in NAMES for other in NAMES if one != other
+            ),
+            *(
+                resource("Tenant", name, residency=list(lies), api_keys=[key_hash(KEYS[name])])
+                for name, lies in RESIDENCY.items()
+            ),
         ]  # fmt: skip
 
     async def _start_core(self, name: str, stack: AsyncExitStack) -> None:
@@ -118,6 +162,7 @@ class World:
             "engine": "sim",
             "sim": {"step_ms": 1},
             "model": "small",
+            "control_plane": [f"127.0.0.1:{self.port}"] if self.relays else [],
         }
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(document))
@@ -145,6 +190,11 @@ class World:
         await self.edge.start()
         stack.push_async_callback(self.edge.close)
         await asyncio.wait_for(self.edge.tunnels.all_connected(), 20)
+
+    def ways(self) -> dict[str, bool]:
+        """Relay -> whether the way through it to singapore is up, as the control plane heard."""
+        told = self.membership.paths().get("edge/london")
+        return {way.relay: way.up for way in told.paths.get("singapore", ())} if told else {}
 
     def _observe(self) -> Observed:
         """As heartbeats tell it."""
@@ -176,8 +226,9 @@ class World:
             return answer
 
     async def done(self, tenant: str) -> Counter[str]:
-        """Where `ASKED` requests went; `refused` counts 503s."""
+        """Where `ASKED` requests went; `refused` counts 503s. `paths`: which ways they took."""
         found: Counter[str] = Counter()
+        self.paths: Counter[str] = Counter()
         headers = {"authorization": f"Bearer {KEYS[tenant]}", "cache-control": "no-store"}
         body = {"model": "small", "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
 
@@ -187,6 +238,8 @@ class World:
                 reply = await client.post(url, json=body, headers=headers)
                 assert reply.status_code in (200, 503), reply.text
                 found[reply.headers.get("x-tradewind-region", "refused")] += 1
+                if reply.status_code == 200:
+                    self.paths[reply.headers["x-tradewind-path"]] += 1
 
         async with httpx.AsyncClient(timeout=20) as client:
             await asyncio.gather(*(some(client) for _ in range(4)))
@@ -255,6 +308,43 @@ async def test_explain_agrees_with_what_requests_then_do(world: World) -> None:
     whys = {r.name: r.why for r in (await world.explained("eurobank")).regions}
     assert "drained by 40% on its way to 100%: test" in whys["frankfurt"]
     assert "residency" in whys["singapore"]
+
+
+async def test_explain_agrees_on_the_ways_too(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        world = World(tmp_path, relays=True)
+        await world.start(stack)
+        assert world.wire is not None
+        whole = {"": True, "frankfurt": True, "dubai": True}
+        await until(lambda: world.ways() == whole, 30)
+        for tenant in ("acme", "gulf", "lion"):
+            assert (await world.compare(tenant))["singapore"] == 1.0
+            assert (await world.explained(tenant)).path == "direct"
+            assert set(world.paths) == {"direct"}
+
+        world.wire.cut = True
+        await until(lambda: world.ways() == {"": False, "frankfurt": True, "dubai": True}, 30)
+        # The relays are about as good, and the edge settles on one some seconds after it began.
+        for _ in range(3):
+            assert (await world.compare("acme"))["singapore"] == 1.0
+            used = (await world.explained("acme")).path
+            if set(world.paths) == {used}:
+                break
+        assert set(world.paths) == {used}
+        assert used in ("via frankfurt", "via dubai")
+        whys = {r.name: r.why for r in (await world.explained("acme")).regions}
+        assert "straight is " in whys["singapore"]
+
+        # Of the two relays, the one in the tenant's residency; whoever may take none is refused.
+        assert (await world.compare("gulf"))["singapore"] == 1.0
+        assert (await world.explained("gulf")).path == "via dubai"
+        assert set(world.paths) == {"via dubai"}
+        assert not any((await world.compare("lion")).values())
+        answer = await world.explained("lion")
+        whys = {r.name: r.why for r in answer.regions}
+        assert "only through a relay outside the tenant's residency" in whys["singapore"]
+        assert answer.refusal
+        assert not world.paths
 
 
 class Shared(MemoryStore):
