@@ -177,6 +177,24 @@ async def test_a_server_without_a_route_relays_nothing(world: World, serve: Serv
         await direct.bind("dubai", 0)
 
 
+async def test_a_core_may_be_told_to_relay_nothing(world: World) -> None:
+    await world.start(max_bindings=0)
+    with pytest.raises(RegionFailure, match="relays nothing"):
+        await (await world.direct()).bind("frankfurt", 0)
+
+
+async def test_an_unused_binding_lapses_and_probes_keep_one_that_is_idle(world: World) -> None:
+    await world.start(idle_ms=1000)
+    direct, relayed = await world.both()
+    await direct.bind("frankfurt", 0)
+    assert world.relay.bindings == 2
+    await until(lambda: world.relay.bindings == 1)
+    await asyncio.sleep(1.5)
+    assert relayed.status.path_downs == 0
+    assert await read(relayed.open(request(), b"still")) == "still"
+    assert world.relay.counters.bound == 2
+
+
 async def test_a_way_cannot_be_asked_for_through_a_relay_or_a_tunnel_that_is_down(
     world: World,
 ) -> None:

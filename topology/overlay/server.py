@@ -152,8 +152,8 @@ class OverlayServer:
         infos = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         family, _, _, _, address = infos[0]
         server._udp = UdpPort.bind(loop, family, address, server._received)
-        if route is not None:
-            asked = relay or RelaySettings()
+        asked = relay or RelaySettings()
+        if route is not None and asked.max_bindings:
             server.relay = UdpRelay(loop, server.clock, route, asked, server._udp.send)
         server._sweep = loop.call_later(_SWEEP_S, server._expire)
         return server
