@@ -157,7 +157,8 @@ async def test_answers_move_a_few_at_a_time() -> None:
         await asyncio.sleep(0.01)
     first.use(drained())
     first.clock.advance(60.0)
-    begin, times = asyncio.get_running_loop().time(), []
+    begin = asyncio.get_running_loop().time()
+    times: list[float] = []
     while len(regions.sent) < 60:
         await asyncio.sleep(0.02)
         times += [asyncio.get_running_loop().time() - begin] * (len(regions.sent) - 30 - len(times))

@@ -114,7 +114,9 @@ def worlds(draw: st.DrawFn) -> tuple[Candidate, ...]:
 def test_whatever_happens_no_way_is_gone_twice_nor_more_than_allowed(
     story: list[tuple[tuple[Candidate, ...], str]],
 ) -> None:
-    ways, went, closed = Ways(), set(), set()
+    ways = Ways()
+    went: set[tuple[str, str] | None] = set()
+    closed: set[str] = set()
     for candidates, event in story:
         found = ways.next(candidates)
         if found is None:
