@@ -41,7 +41,7 @@ class MemoryExchange:
         return frame
 
     async def pour(self, take: Callable[[Tokens], object]) -> Accept | End:
-        while type(frame := await self.next()) is Tokens:
+        while isinstance(frame := await self.next(), Tokens):
             take(frame)
         return frame
 

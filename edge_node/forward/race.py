@@ -6,6 +6,7 @@ Made for few requests: it costs two tasks while it runs, and none before or afte
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from edge_node.forward.upstream import Exchange
@@ -73,6 +74,11 @@ class Race:
                 frame = self._read(line)
                 if frame is not None:
                     return frame
+
+    async def pour(self, take: Callable[[Tokens], object]) -> Accept | End:
+        while isinstance(frame := await self.next(), Tokens):
+            take(frame)
+        return frame
 
     def drop(self, region: str) -> list[Line]:
         """Take those out that run there, as long as one is left; they are given up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from topology.overlay.frames import Accept, End, Request, Tokens
@@ -13,6 +14,11 @@ class Exchange(Protocol):
 
     async def next(self) -> Accept | Tokens | End:
         """The next frame. Raises `RegionFailure`, `PathDown` or `OverlayProtocolError`."""
+        ...
+
+    async def pour(self, take: Callable[[Tokens], object]) -> Accept | End:
+        """Every TOKENS to `take` as it arrives; returns the first other frame. Raises as `next`,
+        and whatever `take` does."""
         ...
 
     def cancel(self) -> None: ...

@@ -20,7 +20,7 @@ from edge_node.forward.forwarder import Forwarder
 from edge_node.front import respond
 from edge_node.front.body import read
 from edge_node.front.call import Call, ClientGone
-from edge_node.front.replies import EVENTS, JSON, Answer, Headers, encode, ending
+from edge_node.front.replies import EVENTS, JSON, Answer, EventStream, Headers, encode, ending
 from edge_node.inflight import Cause, Flight, Flights
 from edge_node.serving import Serving
 from runtime.clock import Clock
@@ -206,11 +206,14 @@ class Chat:
         stream = call.begin_stream(self._region_headers(EVENTS, attempts.candidate))
         events = ChunkEncoder(call.own_id, created_s, request.model, request.include_usage)
         head = events.role()
-        while type(frame) is Tokens:
-            if frame.text or head:
-                await stream.send_bytes(head + events.text(frame.text))
-                head = b""
-            frame = await attempts.next()
+        if type(frame) is Tokens:
+            await stream.send_bytes(head + events.text(frame.text))
+            head = b""
+            events_out = EventStream(stream.send_bytes, events.text)
+            try:
+                frame = await attempts.pour(events_out.show)
+            finally:
+                events_out.close()
         assert type(frame) is End
         answer = Answer.of(call.own_id, created_s, request.model, "", frame)
         tail = ending(events, request, answer.finish_reason, answer.usage)

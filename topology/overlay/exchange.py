@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from runtime.errors import TradewindError
 from topology.overlay.errors import OverlayProtocolError, RegionFailure
@@ -13,6 +14,8 @@ from topology.overlay.session import ClientSession, ResetCode, reset_code
 
 if TYPE_CHECKING:
     from topology.overlay.client import ClientConnection
+
+Take: TypeAlias = Callable[[Tokens], object]
 
 _DECODE_BYTES = 4096  # decoded at a time: frames take more memory than their bytes
 
@@ -32,9 +35,11 @@ class Exchange:
         "_frames",
         "_granted",
         "_held",
+        "_refused",
         "_region",
         "_session",
         "_stream_id",
+        "_take",
         "_taken",
         "_waiter",
         "_window",
@@ -55,6 +60,8 @@ class Exchange:
         self._done = False  # the consumer was told how it ended
         self._error: TradewindError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Take | None = None  # of `pour`, while it waits
+        self._refused: Exception | None = None  # what it raised
 
     @classmethod
     def failed(cls, region: str, error: TradewindError) -> Exchange:
@@ -96,6 +103,29 @@ class Exchange:
             self._end()
         return frame
 
+    async def pour(self, take: Take) -> Accept | End:
+        """Give TOKENS to `take` in the very turn in which they arrive, and return what comes after.
+
+        As `next`, for whoever need not wait between frames: no task is woken for them, which
+        is most of what a token costs otherwise. What `take` raises is raised here; the frame
+        that it refused is lost then, and so are those that arrived with it.
+        """
+        while True:
+            if self._frames or self._held or self._error is not None or self._fin or self._done:
+                frame = await self.next()
+                if not isinstance(frame, Tokens):
+                    return frame
+                take(frame)
+                continue
+            self._take = take
+            try:
+                await self._wait()
+            finally:
+                self._take = None
+            if self._refused is not None:
+                refused, self._refused = self._refused, None
+                raise refused
+
     def cancel(self) -> None:
         """Tell the region that nobody waits any more. May be called at any time, repeatedly."""
         self._done = True
@@ -107,6 +137,9 @@ class Exchange:
     # Called by the connection
 
     def feed(self, data: bytes, fin: bool) -> None:
+        if self._take is not None and not (fin or self._held or self._frames):
+            self._pass_on(data, self._take)
+            return
         if not self._done:
             self._held += data
         self._fin = self._fin or fin
@@ -133,17 +166,42 @@ class Exchange:
             raise asyncio.CancelledError("the exchange was cancelled")
 
     def _wake(self) -> None:
+        self._take = None  # what comes now comes after what the consumer has not seen yet
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _pass_on(self, data: bytes, take: Take) -> None:
+        """What arrived, to whoever takes it at once; the first other frame ends that."""
+        try:
+            frame = self._session.tokens(data)
+        except OverlayProtocolError as error:
+            self._break(error)
+            self._wake()
+            return
+        if frame is None:
+            self._held += data
+            self._wake()
+            return
+        try:
+            take(frame)
+        except Exception as error:  # noqa: BLE001 - whatever it was, `pour` raises it
+            self._refused = error
+            self._wake()
+            return
+        self._count_taken(len(data))
 
     def _decode(self) -> None:
         chunk = bytes(self._held[:_DECODE_BYTES])
         del self._held[:_DECODE_BYTES]
-        self._taken += len(chunk)
         try:
             self._frames.extend(self._session.receive(chunk))
         except OverlayProtocolError as error:
             self._break(error)
+        self._count_taken(len(chunk))
+
+    def _count_taken(self, size: int) -> None:
+        """Let the region send as much more, half a window at a time."""
+        self._taken += size
         if not self._fin and self._granted - self._taken <= self._window // 2:
             self._granted = self._taken + self._window
             if self._connection is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, cast
 
 import msgspec
 from msgspec import Meta, Struct
@@ -151,6 +151,7 @@ _DECODE: dict[int, Callable[[bytes], Frame]] = {
     int(number): msgspec.msgpack.Decoder(kind).decode for kind, number in _TYPE_OF.items()
 }
 _LAST_TYPE = max(FrameType)
+_TOKENS, _BODY = int(FrameType.TOKENS), int(FrameType.BODY)
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -208,6 +209,15 @@ class FrameDecoder:
             self._held.clear()
         return self._split(data)
 
+    def tokens(self, data: bytes) -> Tokens | None:
+        """What `data` is when it is one small TOKENS frame, as most of what arrives is; else
+        None: `feed` it. May raise `OverlayProtocolError`."""
+        if self._held or len(data) < 2 or data[0] != _TOKENS or data[1] != len(data) - 2:
+            return None
+        if data[1] >= 0x40:  # the length takes two bytes or more
+            return None
+        return cast(Tokens, _decode(_TOKENS, data[2:]))
+
     def _split(self, data: bytes) -> list[Frame]:
         frames: list[Frame] = []
         offset, end = 0, len(data)
@@ -242,7 +252,7 @@ class FrameDecoder:
 
 
 def _decode(number: int, payload: bytes) -> Frame:
-    if number == FrameType.BODY:
+    if number == _BODY:
         return Body(payload)
     if number >= FIRST_SKIPPED_TYPE:
         return Skipped(number, len(payload))

@@ -99,6 +99,16 @@ class ClientSession:
             replies.append(frame)
         return replies
 
+    def tokens(self, data: bytes) -> Tokens | None:
+        """`receive` for what arrives most: one TOKENS frame. None when `data` is not that."""
+        frame = self._decoder.tokens(data)
+        if frame is not None:
+            if self.ended:
+                raise OverlayProtocolError("TOKENS after the end of the answer")
+            self._tokens(frame)
+            self._accepted = True
+        return frame
+
     def finish(self) -> None:
         """FIN arrived. Raises `OverlayProtocolError` when the answer is not whole."""
         if not self._decoder.idle:
