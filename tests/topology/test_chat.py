@@ -134,3 +134,14 @@ def test_replies_are_what_openai_clients_read(text: str, model: str, a: int, b: 
     assert "usage" not in json.loads(
         chat.ChunkEncoder("id", 7, model, include_usage=False).role().removeprefix(b"data: ")
     )
+
+
+@given(st.text(), st.text(), st.text(), st.booleans())
+def test_an_event_of_text_is_what_encoding_it_whole_gives(
+    request_id: str, model: str, text: str, usage: bool
+) -> None:
+    chunks = chat.ChunkEncoder(request_id, 7, model, usage)
+    assert chunks.text(text) == chunks._event(chat._Delta(content=text), None)
+    # Names that look like what the encoder cuts its events at.
+    odd = chat.ChunkEncoder('"content":""', 7, '"content":""' + model, usage)
+    assert odd.text(text) == odd._event(chat._Delta(content=text), None)
