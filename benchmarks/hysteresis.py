@@ -56,6 +56,7 @@ class Seen(Struct, frozen=True):
     loss_back: float
     state: str
     why: str = ""
+    smoothed_ms: float | None = None
 
 
 def worlds() -> dict[str, list[Ways]]:

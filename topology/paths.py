@@ -59,6 +59,8 @@ class Measured(Protocol):
     @property
     def rtt_ms(self) -> float | None: ...
     @property
+    def smoothed_ms(self) -> float | None: ...
+    @property
     def jitter_ms(self) -> float | None: ...
     @property
     def loss_out(self) -> float | None: ...
@@ -178,8 +180,8 @@ class _Way:
         elif self.up and not up:
             self.fail(now, rules)
         self.up = up
-        rtt_ms = estimate.rtt_ms
-        if not up or rtt_ms is None or not isfinite(rtt_ms):
+        rtt_ms = _distance_ms(estimate)
+        if not up or rtt_ms is None:
             return False
         new = self.ms is None
         lost_ms = loss_ms(
@@ -233,6 +235,18 @@ class _Way:
         if old is None or view != old:
             self.view = old = view
         return old
+
+
+def _distance_ms(estimate: Measured) -> float | None:
+    """What a way takes: the least of late, or, where that is over, what it takes at the least now:
+    a way that became longer is not believed for ten seconds more to be as short as it was."""
+    least_ms, smoothed_ms = estimate.rtt_ms, estimate.smoothed_ms
+    if least_ms is None or not isfinite(least_ms):
+        return None
+    if smoothed_ms is None or estimate.jitter_ms is None:
+        return least_ms
+    steady_ms = smoothed_ms - 2.0 * estimate.jitter_ms
+    return max(least_ms, steady_ms) if isfinite(steady_ms) else least_ms
 
 
 def _differs(new_ms: float, shown_ms: float, of_ms: float) -> bool:

@@ -27,6 +27,7 @@ class Seen(Struct, frozen=True):
     loss_back: float = 0.0
     jitter_ms: float = 0.0
     why: str = ""
+    smoothed_ms: float | None = None
 
 
 class Story:
@@ -223,6 +224,15 @@ def test_losses_move_requests_and_a_lossy_way_is_not_hurried_back_to() -> None:
     assert story.see(well, 4.5) == "dubai"
     assert story.last.why[""].startswith("it was left for a better one: not taken again for ")
     assert story.see(well, 1.0) == ""
+
+
+def test_a_way_that_became_longer_is_not_believed_to_be_short() -> None:
+    story = Story()
+    story.see(rtts(71, dubai=160), 10.0)
+    wobbles = {"": Seen(71.0, jitter_ms=60.0, smoothed_ms=150.0), "dubai": Seen(160.0)}
+    assert story.see(wobbles, 5.0) == "", "now and then, by some queue"
+    longer = {"": Seen(71.0, jitter_ms=10.0, smoothed_ms=300.0), "dubai": Seen(160.0)}
+    assert story.see(longer) == "dubai", "though the least of the last ten seconds is 71 ms"
 
 
 def test_a_way_that_goes_is_forgotten() -> None:
