@@ -373,8 +373,7 @@ class Attempts:
         if isinstance(error, PathDown):
             self._ways.doubt(candidate)
             return
-        self._ways.close(candidate.region)
-        if not is_death(error):
+        if self._ways.close(candidate.region) and not is_death(error):
             self._failures += 1
 
     def _may_go_on(self, error: AttemptError) -> bool:

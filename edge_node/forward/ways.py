@@ -40,9 +40,12 @@ class Ways:
         self._gone.append((region, relay))
         self.names.append(f"{region} via {relay}" if relay else region)
 
-    def close(self, region: str) -> None:
-        """The region itself cannot serve the request: it is not asked again."""
+    def close(self, region: str) -> bool:
+        """The region itself cannot serve the request: it is not asked again. Whether it was open
+        until now."""
+        was_open = region not in self._closed
         self._closed |= {region}
+        return was_open
 
     def doubt(self, candidate: Candidate) -> None:
         """That way died."""
