@@ -13,12 +13,14 @@ A line is one of these; `#` begins a comment, and TIME is `2s` or `300ms`:
     expect served EDGE TENANT by REGION... within TIME
     expect answer EDGE TENANT STATUS ["TEXT"] within TIME
     expect streams | failed | broken | continued [of TENANT] [at least|at most] N
+    expect changes EDGE REGION at most N
     expect silence at most TIME
     expect tokens equal
     end at TIME
 
 Times count from when every stream of the load has given its first token. What is expected `within`
-a time is awaited from the step above it on, and what has no time is so at the end of the story.
+a time is awaited from the step above it on; a step below waits for it, and is late if need be. What
+has no time is so at the end, which comes half a second after all that is awaited, or at `end at`.
 A link is named after its ends, `london-frankfurt`, or by a pattern, `*-frankfurt`; it is cut `out`
 when nothing goes from the first to the second. `stop` is SIGSTOP; `hang` stops a core's engine and
 leaves the rest of it alive. A stream that failed was told so; a broken one just ended.
@@ -38,6 +40,7 @@ from tests.scenarios.story import (
     Answer,
     AtTheEnd,
     Awaited,
+    ChangesAtMost,
     Count,
     Links,
     PathIs,
@@ -100,9 +103,6 @@ class _Parser:
             found = [(self._line, text) for text in self._missing()]
         if found or self._world is None:
             raise Mistakes(self._name, found)
-        end_s = self._end_s
-        if end_s is None:
-            end_s = max(self._waits_until(step) for step in self._steps) + 1.0
         return Story(
             self._name,
             self._world,
@@ -110,7 +110,7 @@ class _Parser:
             tuple(self._streams),
             tuple(self._steps),
             tuple(self._expected),
-            end_s,
+            self._end_s or 0.0,
         )
 
     def _missing(self) -> list[str]:
@@ -202,19 +202,12 @@ class _Parser:
             before = self._steps[-1]
             if at_s < before.at_s:
                 raise Mistake(f"{at_s:g}s is before the step on line {before.line}")
-            if at_s < self._waits_until(before):
-                raise Mistake(
-                    f"what is expected above may take until {self._waits_until(before):g}s"
-                )
         verb = rest.word()
         if verb in _VERBS:
             action: Links | Process = self._process(verb, rest)
         else:
             action = self._links(verb, rest)
         self._steps.append(Step(self._line, at_s, action))
-
-    def _waits_until(self, step: Step) -> float:
-        return step.at_s + max((a.within_s for a in step.awaited), default=0.0)
 
     def _process(self, verb: str, rest: Rest) -> Process:
         rest.form = f"at TIME {verb} PROCESS"
@@ -256,8 +249,8 @@ class _Parser:
         rest.literal("at")
         end_s = rest.seconds()
         rest.end()
-        if any(end_s < self._waits_until(step) for step in self._steps):
-            raise Mistake("the end comes before what is awaited")
+        if self._steps and end_s < self._steps[-1].at_s:
+            raise Mistake("the end comes before the last step")
         self._end_s = end_s
 
     # What is expected
@@ -274,6 +267,8 @@ class _Parser:
             self._await(awaited[what](rest), rest)
         elif what in _COUNTED:
             self._expected.append(AtTheEnd(self._line, self._count(what, rest)))
+        elif what == "changes":
+            self._expected.append(AtTheEnd(self._line, self._changes(rest)))
         elif what == "silence":
             rest.form = "expect silence at most TIME"
             rest.literal("at")
@@ -284,7 +279,7 @@ class _Parser:
             rest.literal("equal")
             self._expected.append(AtTheEnd(self._line, TokensEqual()))
         else:
-            known = (*awaited, *_COUNTED, "silence", "tokens")
+            known = (*awaited, *_COUNTED, "changes", "silence", "tokens")
             raise Mistake(f"{among(known)} can be expected, not {what!r}")
         rest.end()
 
@@ -327,6 +322,14 @@ class _Parser:
         if rest.words and rest.words[0].startswith('"'):
             text = rest.word().strip('"')
         return Answer(edge, tenant, status, text)
+
+    def _changes(self, rest: Rest) -> ChangesAtMost:
+        rest.form = "expect changes EDGE REGION at most N"
+        edge = rest.one_of("edge", self._known_world().edges)
+        region = rest.one_of("region", self._known_world().regions)
+        rest.literal("at")
+        rest.literal("most")
+        return ChangesAtMost(edge, region, rest.number(0, 1000))
 
     def _count(self, what: str, rest: Rest) -> Count:
         rest.form = f"expect {what} [of TENANT] [at least|at most] N"

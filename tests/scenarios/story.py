@@ -103,6 +103,15 @@ class Count:
 
 
 @dataclass(frozen=True)
+class ChangesAtMost:
+    """How often an edge's requests to a region took another path."""
+
+    edge: str
+    region: str
+    number: int
+
+
+@dataclass(frozen=True)
 class SilenceAtMost:
     """The longest time that any stream, once begun, gave nothing."""
 
@@ -117,7 +126,7 @@ class TokensEqual:
 @dataclass(frozen=True)
 class AtTheEnd:
     line: int
-    what: Count | SilenceAtMost | TokensEqual
+    what: Count | ChangesAtMost | SilenceAtMost | TokensEqual
 
 
 @dataclass(frozen=True)

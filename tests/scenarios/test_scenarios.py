@@ -1,0 +1,57 @@
+"""Every story of this folder, against real processes: see `language` for how to write one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.scenarios.language import parse
+from tests.scenarios.runner import run
+from tests.scenarios.story import Story, World
+from tests.scenarios.world import Running
+
+STORIES = [
+    parse(file.stem, file.read_text()) for file in sorted(Path(__file__).parent.glob("*.story"))
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def worlds(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[dict[World, Running]]:
+    """Started when a story first needs them: stories that name the same world share it."""
+    started: dict[World, Running] = {}
+    try:
+        yield started
+    finally:
+        for running in started.values():
+            await running.stop()
+
+
+async def world_of(
+    story: Story, worlds: dict[World, Running], factory: pytest.TempPathFactory
+) -> Running:
+    if story.world in worlds:
+        running = worlds[story.world]
+        await running.heal()
+        return running
+    tenants: dict[str, tuple[str, ...]] = {}
+    for other in STORIES:
+        for name, residency in other.tenants.items():
+            assert tenants.setdefault(name, residency) == residency, f"{name} in {other.name}"
+    running = worlds[story.world] = Running(factory.mktemp("world"), story.world, tenants)
+    await running.start()
+    return running
+
+
+@pytest.mark.parametrize("story", STORIES, ids=[story.name for story in STORIES])
+@pytest.mark.asyncio(loop_scope="module")
+async def test_story(
+    story: Story, worlds: dict[World, Running], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    told = await run(story, await world_of(story, worlds, tmp_path_factory))
+    print(told)
+    assert not told.problems, "\n".join(told.problems)
