@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 
 from topology.path_score import Score, ms_of
 
@@ -53,7 +54,9 @@ def _figure(relay: str, seen: Mapping[str, Score]) -> str:
 
 def _dead(relay: str, seen: Mapping[str, Score]) -> str:
     score = seen[relay]
-    return f"{way(relay)} is {score.state or 'down'}" + (f" ({score.why})" if score.why else "")
+    state = score.state or "down"
+    why = f" ({score.why})" if score.why not in ("", state) else ""
+    return f"{way(relay)} is {state}{why}"
 
 
 def _behind(score: Score, first: Score) -> str:
@@ -62,10 +65,10 @@ def _behind(score: Score, first: Score) -> str:
     if score.ms is None:
         return "not measured yet"
     if score.held:
-        return f"it was dead: preferred again in {score.waits_s:.0f} s, if it stays up"
+        return f"it was dead: preferred again in {ceil(score.waits_s)} s, if it stays up"
     won_ms = ms_of(first) - score.ms
     if won_ms <= 0 or first.ms is None:
         return f"{-won_ms:.0f} ms behind" if first.ms is not None else "ready"
     if score.barred:
-        return f"it was left for a better one: not taken again for {score.waits_s:.0f} s"
+        return f"it was left for a better one: not taken again for {ceil(score.waits_s)} s"
     return f"{won_ms:.0f} ms better ({100 * won_ms / first.ms:.0f}%): too little for a change"
