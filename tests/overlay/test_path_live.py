@@ -222,6 +222,19 @@ async def test_a_region_computes_for_nobody_who_has_gone(serve: Serve, connect: 
         await tunnel.close()
 
 
+async def test_an_edge_that_was_stopped_for_long_is_told_that_its_path_was_down(
+    serve: Serve, connect: Connect
+) -> None:
+    server = await serve(hold)
+    tunnel = await connect(server.port)
+    exchange = tunnel.open(request(), b"{}")
+    await exchange.next()
+    [peer] = server._connections
+    peer.let_go()
+    assert "heard nothing" in await fails(exchange)
+    assert tunnel.connected
+
+
 async def test_an_older_region_that_takes_no_datagrams_is_asked_in_another_way(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +337,7 @@ async def test_a_connection_does_not_outlive_a_certificate(
     whose: str, ca: Authority, core: Identity, edge: Identity, serve: Serve, connect: Connect
 ) -> None:
     short = ca.issue(whose, core.principal.name if whose == "core" else "tokyo",
-                     days=(-1, 3.0 / 86_400))  # fmt: skip
+                     days=(-1, 2.5 / 86_400))  # fmt: skip
     cancelled: list[int] = []
 
     def think(exchange: ServerExchange) -> None:
@@ -352,7 +365,7 @@ async def test_an_idle_connection_gives_way_before_a_certificate_runs_out(
     ca: Authority, edge: Identity, serve: Serve, connect: Connect
 ) -> None:
     server = await serve(answer)
-    tunnel = await connect(server.port, identity=ca.issue("edge", "tokyo", days=(-1, 5 / 86_400)))
+    tunnel = await connect(server.port, identity=ca.issue("edge", "tokyo", days=(-1, 3 / 86_400)))
     tunnel.use(edge)
     await until(lambda: tunnel.status.connected == 2, 8.0)
     await until(lambda: tunnel.connected)

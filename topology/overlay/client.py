@@ -209,6 +209,9 @@ class ClientConnection:
         exchange = self.exchanges.get(stream_id)
         if exchange is not None:
             self._forget(stream_id)
+            if code == ResetCode.UNHEARD:  # we were stopped, or what we send did not arrive
+                exchange.fail(PathDown(self._dialled.region, "it heard nothing of us"))
+                return
             name = ResetCode(code).name.lower() if code in list(ResetCode) else f"{code:#x}"
             exchange.fail(OverlayProtocolError(f"the region reset the stream: {name}"))
 

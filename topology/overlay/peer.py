@@ -277,7 +277,7 @@ class PeerConnection:
         it. The connection stays, should it come back."""
         for stream_id in list(self.exchanges):
             self._server.counters.unheard += 1
-            self._cancel(stream_id, ResetCode.CANCELLED)
+            self._cancel(stream_id, ResetCode.UNHEARD)
         self.driver.mark()
 
     def end(self, reason: str) -> None:

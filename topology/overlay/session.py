@@ -45,6 +45,7 @@ class ResetCode(IntEnum):
     PROTOCOL = 0x11  # the peer broke the frame protocol
     TOO_LARGE = 0x12  # a frame above the limit
     TIMEOUT = 0x13  # the request did not arrive in time
+    UNHEARD = 0x14  # nothing was heard of the client for so long that it seemed to be gone
 
 
 class Arrival(Struct, frozen=True):
