@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable, Iterable
 from random import Random
 
@@ -36,6 +37,7 @@ from topology.wire.membership_client import MembershipClient, Report
 
 log = logs.get("core")
 
+SOCKETS = 16_384  # file descriptors: many systems begin with 1,024
 CLOSING_S = 5.0  # on top of the requests' grace: the engine's step, the listeners
 
 
@@ -256,8 +258,17 @@ def _register(
     return MembershipClient(node, settings.control_plane, lambda: identity, report, clock, rng)
 
 
+def _allow_sockets() -> None:
+    """As many file descriptors as the system lets us have, up to what a full relay needs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = SOCKETS if hard == resource.RLIM_INFINITY else min(SOCKETS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def run(settings: CoreSettings, engine: Engine) -> None:
     """Run a core until SIGTERM or SIGINT."""
+    _allow_sockets()
     grace_s = settings.shutdown_grace_ms / 1000
     shutdown = Shutdown(grace_s + CLOSING_S)
     core = Core(settings, engine, SystemClock(), Random())

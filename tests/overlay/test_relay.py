@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -305,3 +306,56 @@ async def test_heads_have_nine_bytes_and_are_drawn_anew(bench: Make) -> None:
     heads = {await b.head() for _ in range(50)}
     assert len(heads) == 50
     assert {len(head) for head in heads} == {HEAD_BYTES}
+
+
+@given(st.data())
+def test_whatever_happens_what_is_held_is_counted_and_bounded(data: st.DataObject) -> None:
+    """Peers bind, send, fall silent and give up in any order, against a naive count."""
+    peers = (TOKYO, MUMBAI, Principal("core", "dubai"))
+
+    async def main() -> None:
+        b = Bench(max_bindings=6, max_bindings_per_peer=3, idle_ms=10_000, gives_way_ms=3000)
+        with closing(b):
+            await happen(b)
+
+    async def happen(b: Bench) -> None:
+        held: dict[bytes, tuple[Principal, float]] = {}  # when it was last used
+        for _ in range(data.draw(st.integers(1, 40))):
+            now = b.clock.now()
+            kind = data.draw(st.sampled_from(["bind", "bind", "bind", "send", "wait", "unbind"]))
+            chosen = data.draw(st.integers(0, 5))
+            some = list(held)[chosen] if chosen < len(held) else HEAD + bytes(8)
+            if kind == "bind":
+                peer = data.draw(st.sampled_from(peers))
+                own = [head for head, (whose, _) in held.items() if whose == peer]
+                rivals = own if len(own) >= 3 else list(held) if len(held) >= 6 else []
+                silent = [head for head in rivals if held[head][1] <= now - 3]
+                bound = await b.bind(peer)
+                assert isinstance(bound, Relayed) == (not rivals or bool(silent))
+                if isinstance(bound, Relayed):
+                    if rivals:
+                        [gone] = held.keys() - b.relay._bindings.keys()
+                        assert held[gone][1] == min(held[head][1] for head in silent)
+                        del held[gone]
+                    held[HEAD + bound.binding] = peer, now
+            elif kind == "send":
+                before = b.relay.counters.forwarded
+                b.pick(some + QUIC)
+                assert b.relay.counters.forwarded == before + (some in held)
+                if some in held:
+                    held[some] = held[some][0], now
+            elif kind == "wait":
+                b.clock.advance(data.draw(st.sampled_from([0.5, 2.0, 4.0, 11.0])))
+                b.relay.expire(b.clock.now())
+                held = {h: v for h, v in held.items() if v[1] >= b.clock.now() - 10}
+            else:
+                b.relay.unbind(Relayed(some[1:], 1))
+                held.pop(some, None)
+            assert b.relay._bindings.keys() == held.keys()
+            counted = {peer: taken.bindings for peer, taken in b.relay._peers.items()}
+            owners = [peer for peer, _ in held.values()]
+            assert counted == {peer: owners.count(peer) for peer in owners}
+            assert len(held) <= 6
+            assert max(counted.values(), default=0) <= 3
+
+    asyncio.run(main())

@@ -49,20 +49,20 @@ Send: TypeAlias = Callable[[list[bytes], Address], None]
 class RelaySettings(Struct, frozen=True, forbid_unknown_fields=True):
     """What a relay may hold and pass on.
 
-    Each binding takes one socket, so half of the file descriptors that the process may open
-    (`ulimit -n`) bound them too.
+    Each binding takes one socket and 2 KiB, so half of the file descriptors that the process may
+    open (`ulimit -n`) bound them too.
     """
 
-    max_bindings: Annotated[int, Meta(ge=0)] = 1024  # 0: this server relays nothing
-    max_bindings_per_peer: Annotated[int, Meta(ge=1)] = 128  # of one certificate's name
+    max_bindings: Annotated[int, Meta(ge=0)] = 4096  # 0: this server relays nothing
+    max_bindings_per_peer: Annotated[int, Meta(ge=1)] = 256  # of one certificate's name
     max_binding_now: Annotated[int, Meta(ge=1)] = 64  # being made at once
     idle_ms: Annotated[int, Meta(ge=1000)] = 30_000  # then a binding lapses
     # A binding that was silent for so long gives way to a new one where there is no room left.
     gives_way_ms: Annotated[int, Meta(ge=0)] = 5000
     datagrams_per_s: Annotated[int, Meta(ge=1)] = 30_000  # of one peer, each way
-    total_datagrams_per_s: Annotated[int, Meta(ge=1)] = 100_000  # of all of them, each way
+    total_datagrams_per_s: Annotated[int, Meta(ge=1)] = 60_000  # of all of them, each way
     max_datagram_bytes: Annotated[int, Meta(ge=1200, le=65507)] = 1472  # without the head
-    socket_buffer_bytes: Annotated[int, Meta(ge=4096)] = 512 * 1024  # of each binding, each way
+    socket_buffer_bytes: Annotated[int, Meta(ge=4096)] = 256 * 1024  # of each binding, each way
 
 
 class RelayCounters(Struct):
@@ -164,9 +164,7 @@ class UdpRelay:
         self._bindings: dict[bytes, Binding] = {}  # by head
         self._peers: dict[Principal, _Peer] = {}
         self._making = 0
-        self.max_bindings = min(
-            settings.max_bindings, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
-        )
+        self.max_bindings = min(settings.max_bindings, _files() // 2)
         self._buffer = bytearray(_READ_BYTES)  # of all sockets: each is emptied in its turn
         now = clock.now()
         total = settings.total_datagrams_per_s
@@ -355,6 +353,12 @@ class UdpRelay:
 
     def _refused(self) -> None:
         self.counters.unreachable += 1
+
+
+def _files() -> int:
+    """How many file descriptors this process may have."""
+    limit: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit if limit != resource.RLIM_INFINITY else 2**31
 
 
 _FULL = Failure(
