@@ -54,7 +54,7 @@ class Fault:
     begin: Act
     end: Act
     targets: tuple[Target, ...]
-    hold_s: float = 2.0
+    hold_s: float = 1.5
     grace_ms: float = 0.0
     world: str = "published"
 
@@ -102,10 +102,10 @@ _ALL = (
     Fault("link_cut", *_link("both", cut=True), LINKS),
     Fault("cut_out", *_link("out", cut=True), LINKS),
     Fault("cut_back", *_link("back", cut=True), LINKS),
-    Fault("loss_30", *_link("both", loss=0.3), LINKS, hold_s=3.0),
-    Fault("region_sigkill", _kill, _again, REGIONS, hold_s=1.5),
-    Fault("region_sigstop", _stop, _go_on, REGIONS, hold_s=3.0, grace_ms=STOPPED_MS),
-    Fault("engine_hangs", _hang, _release, REGIONS, hold_s=3.0, grace_ms=STOPPED_MS),
-    Fault("relay_sigkill", _kill, _again, RELAYS, hold_s=1.5, world="internet"),
+    Fault("loss_30", *_link("both", loss=0.3), LINKS, hold_s=2.5),
+    Fault("region_sigkill", _kill, _again, REGIONS, hold_s=1.2),
+    Fault("region_sigstop", _stop, _go_on, REGIONS, hold_s=2.2, grace_ms=STOPPED_MS),
+    Fault("engine_hangs", _hang, _release, REGIONS, hold_s=2.2, grace_ms=STOPPED_MS),
+    Fault("relay_sigkill", _kill, _again, RELAYS, hold_s=1.2, world="internet"),
 )
 FAULTS = {fault.name: fault for fault in _ALL}

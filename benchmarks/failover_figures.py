@@ -2,10 +2,10 @@
 
 Three readings of one stream that a fault hit, all by the client's clock:
 
-- *gap*: from the fault to the first byte that another way delivered. Where the edge has noted at
-  which token another way went on, that is the first piece that reaches beyond this token. Where
-  it has not, it is the first piece after the longest silence since the fault. Both count what the
-  old way still had under way as the old way's.
+- *gap*: from the fault to the first byte that another way delivered. Where it is known at which
+  token another way went on, that is the first piece that reaches beyond this token. Where it is
+  not, it is the first piece after the longest silence since the fault. Both count what the old
+  way still had under way as the old way's.
 - *silence*: the longest time without a byte that a client had to sit through.
 - *wrong*: whether text, finish reason or usage differ from those of an undisturbed run.
 """
@@ -107,6 +107,11 @@ def gap_by_silence(pieces: Sequence[tuple[float, int]], fault: float, until: flo
             longest, end = at - before, at
         before = max(at, fault - SLACK_S) if at <= fault else at
     return Gap((end - fault) * 1000, longest * 1000) if end else None
+
+
+def bytes_at(pieces: Sequence[tuple[float, int]], at: float) -> int:
+    """How much text the client had by then."""
+    return max((size for when, size in pieces if when <= at), default=0)
 
 
 def gap_by_position(

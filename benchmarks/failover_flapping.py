@@ -98,9 +98,10 @@ async def _tell(
 
 
 def changes(world: World) -> Counter[tuple[str, str]]:
-    """(edge, region) -> path changes so far, by the edges' logs."""
+    """(edge, region) -> path changes so far, by the edges' logs; not those from no way at all."""
     return Counter(
         (edge.name, line["region"])
         for edge in world.geography.edges
         for line in world.log(edge.name, PATH_CHANGED)
+        if line["part"] == "paths" and line["before"]
     )

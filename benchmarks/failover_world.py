@@ -35,6 +35,9 @@ from topology.wire import last_good
 NOBODY = "127.0.0.1:9"  # where no control plane answers: nodes go by the snapshot on disk
 READY_S = 60.0
 MOVED = "a request goes on elsewhere"  # the edge's log of it
+# As engines on such a GPU are set up: a whole prompt at once, and several prompts in one step.
+SCHEDULING = {"slots": 96, "chunk_tokens": 1024, "step_tokens": 4096}
+
 PATH_CHANGED = "path"
 
 # The simulated engine, quicker than the lab's: 50 tokens a second for each sequence, and the
@@ -173,7 +176,7 @@ class World:
 
     def again(self, name: str) -> None:
         """Start what was killed once more."""
-        self.processes[name] = Process(f"failover-{name}", self._commands[name])
+        self.processes[name] = Process(f"{self.geography.name}-{name}", self._commands[name])
 
     async def is_up(self, edge: str) -> bool:
         """Whether an edge reaches every region, by all of the ways that it keeps."""
@@ -207,7 +210,7 @@ class World:
     def _run(self, name: str, module: list[str], settings: Path) -> None:
         command = [sys.executable, "-m", *module, "--settings", str(settings)]
         self._commands[name] = command
-        self.processes[name] = Process(f"failover-{name}", command)
+        self.processes[name] = Process(f"{self.geography.name}-{name}", command)
 
     def _start_reference(self) -> None:
         """A core that nobody disturbs and that takes no time: what answers have to be."""
@@ -240,7 +243,7 @@ class World:
             "http": {"host": region.address, "port": CORE_HTTP_PORT},
             "engine": self.engine,
             "model": MODEL,
-            "scheduling": {"slots": 96 if self.engine == "sim" else 16},
+            "scheduling": SCHEDULING if self.engine == "sim" else {},
             "control_plane": [NOBODY],
             "state_dir": str(state),
             "shutdown_grace_ms": 500,
@@ -260,6 +263,7 @@ class World:
             "identity": self._identity("edge", edge.name),
             "state_dir": str(state),
             "shutdown_grace_ms": 500,
+            "log_level": "debug",  # it says where requests go on
         }
 
     def _identity(self, role: str, name: str) -> dict[str, str]:
