@@ -205,6 +205,7 @@ class Attempts:
         self._opened = now
         self._accepted = False
         self._owed = self._tail
+        self._size = sum(map(len, self.text))
         self.seen = -1
         self._flight.stage(*self._first_limit(candidate, now))
         self._exchange = self._send(candidate, now)
@@ -277,7 +278,8 @@ class Attempts:
         """Of a piece without tokens: all of a foreign engine's are, and what another holds back
         until its answer ends, which one that carries on from there repeats."""
         if not text:
-            raise OverlayProtocolError("a piece of nothing")
+            self._size += 1  # or there would be no end of them
+            return False
         if not self.ids:
             self._resumable = False
         elif not self._owed:
@@ -400,8 +402,8 @@ class Attempts:
         """The best way that is left. The world is looked at anew."""
         decision = self._owner.choice.decide(self._ask.tenant, self._ask.model)
         coming = self._ways.next(decision.candidates)
-        if coming is None:  # nobody else may: then the drained region that it came from
-            coming, self._home = self._home, None
+        if coming is None and self._home is not None:  # then the drained region that it came from
+            coming = self._ways.next((self._home,))
         elif decision.demand_class:
             self._decision = decision
         return coming

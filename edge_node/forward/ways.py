@@ -15,7 +15,8 @@ import msgspec
 from topology.paths import name_of
 from topology.routing import Candidate
 
-MOST_WAYS = 6  # of one request, whatever happens to them
+MOST_WAYS = 6  # of one request, whatever happens to them, but for those that it left in peace
+MOST_ATTEMPTS = 100  # what a frame can number
 DOUBT_MS = 150.0  # what it takes to see that a way is dead, beside its round trip
 
 _NOTHING: frozenset[str] = frozenset()
@@ -24,11 +25,12 @@ _NOTHING: frozenset[str] = frozenset()
 class Ways:
     """Of one request."""
 
-    __slots__ = ("_closed", "_doubted", "_gone", "count", "names")
+    __slots__ = ("_closed", "_doubted", "_gone", "_left", "count", "names")
 
     def __init__(self) -> None:
         self.names: list[str] = []  # for people, in order
-        self.count = 0
+        self.count = 0  # attempts so far
+        self._left = 0
         self._gone: list[tuple[str, str]] = []
         self._closed = _NOTHING
         self._doubted = _NOTHING
@@ -53,6 +55,7 @@ class Ways:
 
     def reopen(self, candidate: Candidate) -> None:
         """That way was left though it worked: it may be gone again."""
+        self._left += 1
         self._gone = [way for way in self._gone if way != (candidate.region, candidate.relay)]
 
     def next(
@@ -60,7 +63,7 @@ class Ways:
     ) -> Candidate | None:
         """The way to go now, None where none is left. `besides`: the one that is gone already,
         whose region is the last choice."""
-        if self.count >= MOST_WAYS:
+        if self.count - self._left >= MOST_WAYS or self.count >= MOST_ATTEMPTS:
             return None
         sound: Candidate | None = None
         doubtful: Candidate | None = None

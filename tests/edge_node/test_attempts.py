@@ -22,8 +22,8 @@ from tests.edge_node.worlds import (
     silent,
     upstream,
 )
-from topology.overlay.errors import PathDown, RegionFailure
-from topology.overlay.frames import Accept, End, Request, Tokens
+from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
+from topology.overlay.frames import Accept, End, Failure, Request, Tokens
 
 
 def sent(regions: MemoryUpstream) -> list[str]:
@@ -83,12 +83,69 @@ async def test_what_died_counts_for_nothing_against_the_attempts_that_are_allowe
     assert sent(regions) == ["frankfurt", "dubai", "singapore"]
 
 
-async def test_a_final_failure_is_not_tried_elsewhere() -> None:
-    regions = upstream(frankfurt=refusing("frankfurt", "invalid", 400, retryable=False))
+@pytest.mark.parametrize(("code", "status"), [("invalid", 400), ("overloaded", 503)])
+async def test_a_final_failure_is_not_tried_elsewhere(code: str, status: int) -> None:
+    regions = upstream(frankfurt=refusing("frankfurt", code, status, retryable=False))
     with pytest.raises(AttemptsExhausted) as caught:
         await Trip(regions).run()
     assert isinstance(caught.value.last, RegionFailure)
     assert sent(regions) == ["frankfurt"]
+
+
+async def test_no_retry_once_the_budget_is_spent_but_what_died_is_gone_round() -> None:
+    regions = upstream(frankfurt=refusing("frankfurt", "overloaded", 503, retryable=True))
+    trip = Trip(regions)
+    trip.forwarder.budget.share = trip.forwarder.budget.min_per_s = 0.0
+    with pytest.raises(AttemptsExhausted) as caught:
+        await trip.run()
+    assert isinstance(caught.value.last, RegionFailure)
+    assert caught.value.last.failure.status == 503
+    assert sent(regions) == ["frankfurt"]
+    closing = refusing("dubai", "draining", 503, retryable=True)
+    regions = upstream(frankfurt=dying("frankfurt", 0), dubai=closing)
+    trip = Trip(regions)
+    trip.forwarder.budget.share = trip.forwarder.budget.min_per_s = 0.0
+    await trip.run()
+    assert sent(regions) == ["frankfurt", "dubai", "singapore"]
+    assert trip.forwarder.budget.refused == 0
+
+
+async def test_an_answer_that_has_begun_is_carried_on_whatever_the_budget() -> None:
+    async def breaks(request: Request, body: bytes) -> Answer:
+        yield Tokens(0, (1000,), WORDS[0])
+        raise RegionFailure("frankfurt", Failure("engine", "it broke", 500, True))
+
+    full = refusing("dubai", "overloaded", 503, retryable=True)
+    regions = upstream(frankfurt=breaks, dubai=full)
+    trip = Trip(regions)
+    trip.forwarder.budget.share = trip.forwarder.budget.min_per_s = 0.0
+    await trip.run()
+    assert trip.text == TEXT
+    assert sent(regions) == ["frankfurt", "dubai", "singapore"]
+
+
+async def test_tokens_that_another_region_refuses_are_not_the_clients_fault() -> None:
+    """A region that lies about tokens harms its own answer, and no other region's."""
+
+    async def lies(request: Request, body: bytes) -> Answer:
+        yield Tokens(0, (2**31,), "x")
+        raise PathDown("frankfurt", "it was cut")
+
+    async def strict(request: Request, body: bytes) -> Answer:
+        if request.resume_tokens:
+            text = "resume_tokens[0] cannot be a token of this answer."
+            failure = Failure("invalid", text, 400, False, "resume_tokens")
+            raise RegionFailure("dubai", failure)
+        async for frame in answering("dubai")(request, body):
+            yield frame
+
+    others = dict.fromkeys(("dubai", "singapore"), strict)
+    with pytest.raises(AttemptsExhausted) as caught:
+        await Trip(upstream(frankfurt=lies, **others)).run()
+    assert isinstance(caught.value.last, OverlayProtocolError)
+    trip = Trip(upstream(frankfurt=lies, **others), stream=False)  # nobody has seen any of it
+    await trip.run()
+    assert "".join(trip.attempts.text) == TEXT
 
 
 async def test_an_overloaded_region_is_left_for_another() -> None:
