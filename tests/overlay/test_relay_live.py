@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from tests.overlay.test_tunnel import read
 from tests.overlay.test_wan_path import link
 from topology.overlay.errors import PathDown, RegionFailure
 from topology.overlay.frames import Accept, Body, End, Relay, Relayed, Tokens, encode
-from topology.overlay.relay import HEAD, RelaySettings, UdpRelay
+from topology.overlay.relay import HEAD, Binding, RelaySettings, UdpRelay
 from topology.overlay.server import OverlayServer, ServerExchange, ServerSettings
 from topology.overlay.session import request_bytes
 from topology.overlay.tunnel import Tunnel
@@ -423,3 +424,51 @@ async def test_a_relay_that_was_down_for_long_is_used_soon_after_it_is_back(worl
     await until(lambda: relayed.status.state == "waiting")
     direct.address = f"127.0.0.1:{world.dubai.port}"
     await until(lambda: relayed.connected)
+
+
+async def test_a_relay_that_answers_itself_is_not_believed_to_be_near(world: World) -> None:
+    """It cannot echo a probe: that is encrypted to the region's core."""
+    await world.start()
+    async with link(world.frankfurt.port, rtt_ms=60) as (_, port):
+        world.map["frankfurt"] = f"127.0.0.1:{port}"
+        _, relayed = await world.both()
+        assert await read(relayed.open(request(), b"far")) == "far"
+        relay, seen = world.relay, [b"\x40" * 30]
+
+        def lie(batch: Batch, now: float) -> Batch:
+            for data, address in batch:
+                if data.startswith(HEAD):  # back at once: its own, an old one, and noise
+                    seen.append(data[9:])
+                    back = [data[9:], seen[-2], bytes([data[9]]) + os.urandom(40)]
+                    world.dubai.udp.send([data[:9] + one for one in back], address)
+            return [(data, address) for data, address in batch if not data.startswith(HEAD)]
+
+        relay.pick = lie  # type: ignore[method-assign]
+        await until(lambda: not relayed.connected, 8.0)
+        assert relayed.rtt_ms is None or relayed.rtt_ms > 50
+        del relay.pick  # type: ignore[method-assign]
+        await until(lambda: relayed.connected, 10.0)
+        assert await read(relayed.open(request(), b"true")) == "true"
+        await world.close()
+
+
+async def test_a_relay_that_damages_repeats_and_reorders_changes_no_answer(world: World) -> None:
+    await world.start()
+    _, relayed = await world.both()
+    relay, rng = world.relay, Random(11)
+    answered = relay._answered
+
+    def mangle(binding: Binding, batch: Batch) -> None:
+        copies = [pair for pair in batch for _ in range(rng.choice((0, 1, 1, 1, 1, 2)))]
+        rng.shuffle(copies)
+        for n, (data, address) in enumerate(copies):
+            if rng.random() < 0.1:
+                at = rng.randrange(len(data))
+                damaged = data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+                copies[n] = damaged, address
+        answered(binding, copies)
+
+    relay._answered = mangle  # type: ignore[method-assign]
+    bodies = [b"%d" % n * 600 for n in range(40)]
+    answers = [read(relayed.open(request(), body)) for body in bodies]
+    assert await asyncio.gather(*answers) == [body.decode() for body in bodies]
