@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,6 +33,8 @@ from tests.topology.worlds import document
 from tests.topology.worlds import region as region_document
 from topology.overlay.tunnel import Tunnel, TunnelSettings
 from topology.overlay.via import Via
+from topology.resources import parse
+from topology.snapshot import Snapshot
 
 JURISDICTIONS = {"singapore": "SG", "frankfurt": "EU", "dubai": "AE"}
 HEADERS = {"authorization": f"Bearer {ACME}", "cache-control": "no-store"}
@@ -46,6 +49,8 @@ class World:
         self.mesh = Mesh(directory)
         self.ports = {name: free_port() for name in RTT_MS}
         self.cores: dict[str, asyncio.subprocess.Process] = {}
+        self.app: EdgeApp
+        self.config: Snapshot
         self.http = free_port()
         self.url = f"http://127.0.0.1:{self.http}/v1/chat/completions"
 
@@ -100,6 +105,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     config = snapshot(*regions, document("Route", "all", prefer="ordered", **everybody))
     app.use(config)
     tunnels.use(config)
+    world.app, world.config = app, config
     await asyncio.wait_for(tunnels.all_connected(), 20)
     listener = Listener(app, "127.0.0.1", world.http)
     listener.start()
@@ -115,21 +121,27 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         await process.wait()
 
 
-async def _stream_and_kill(world: World, seed: int) -> tuple[str, list[Any]]:
-    """Stream an answer and kill the region that gives it in the middle; what the client got."""
-    received, killed = "", ""
+async def _stream_and(
+    world: World, seed: int, disturb: Callable[[str], Awaitable[None]], **extra: Any
+) -> tuple[str, list[Any]]:
+    """Stream an answer and disturb the region that gives it in the middle; what the client got."""
+    received, region = "", ""
     async with (
         httpx.AsyncClient(timeout=20) as client,
         client.stream(
-            "POST", world.url, json=ask(seed=seed, stream=True), headers=HEADERS
+            "POST", world.url, json=ask(seed=seed, stream=True, **extra), headers=HEADERS
         ) as reply,
     ):
         async for piece in reply.aiter_text():
             received += piece
-            if not killed and received.count("\n\n") > 10:
-                killed = reply.headers["x-tradewind-region"]
-                await world.kill(killed)
-    return killed, events(received)
+            if not region and received.count("\n\n") > 10:
+                region = reply.headers["x-tradewind-region"]
+                await disturb(region)
+    return region, events(received)
+
+
+async def _stream_and_kill(world: World, seed: int) -> tuple[str, list[Any]]:
+    return await _stream_and(world, seed, world.kill)
 
 
 async def test_a_stream_survives_the_death_of_its_region_word_for_word(world: World) -> None:
@@ -169,3 +181,39 @@ async def test_a_core_that_comes_back_is_used_again(world: World) -> None:
             return
         await asyncio.sleep(0.05)
     raise AssertionError("frankfurt was not used again")
+
+
+async def test_a_stream_leaves_a_drained_region_word_for_word(world: World) -> None:
+    """And its usage is that of an answer that nobody disturbed."""
+    expected = (await world.whole(seed=11)).json()
+    figures = world.app.figures
+    counts = (figures.failed_attempts, figures.cancelled, world.app.forwarder.budget.spent)
+
+    async def drain(region: str) -> None:
+        spec = {"region": region, "action": "drain", "reason": "x", "deadline_s": 0.0}
+        override = parse(document("Override", region, **spec), "test")
+        world.app.use(world.config.changed(2, [override]))
+
+    left, found = await _stream_and(world, 11, drain, stream_options={"include_usage": True})
+    assert left == "frankfurt"
+    assert streamed_text(found) == expected["choices"][0]["message"]["content"]
+    assert [event["usage"] for event in found[:-1] if event.get("usage")] == [expected["usage"]]
+    reasons = [c["finish_reason"] for event in found[:-1] for c in event["choices"]]
+    assert [reason for reason in reasons if reason] == [expected["choices"][0]["finish_reason"]]
+    assert (figures.moved, figures.resumed) == (1, 1)
+    assert counts == (
+        figures.failed_attempts, figures.cancelled, world.app.forwarder.budget.spent,
+    )  # fmt: skip
+    again = await world.whole(seed=11)
+    assert again.headers["x-tradewind-region"] == "dubai"
+
+
+async def test_a_region_that_is_stopped_is_left_and_its_streams_go_on(world: World) -> None:
+    expected = (await world.whole(seed=12)).json()
+
+    async def stop(region: str) -> None:
+        world.cores[region].send_signal(signal.SIGSTOP)
+
+    stopped, found = await _stream_and(world, 12, stop)
+    assert streamed_text(found) == expected["choices"][0]["message"]["content"]
+    world.cores[stopped].send_signal(signal.SIGCONT)
