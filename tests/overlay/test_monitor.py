@@ -116,6 +116,26 @@ def test_a_mended_path_is_up_with_its_first_answer_and_tells_which_way_was_cut(
     assert world.estimate.loss_out == world.estimate.loss_back == 0.0
 
 
+def test_what_a_cut_cost_is_no_share_of_loss_however_late_it_is_looked_at() -> None:
+    """QUIC takes the packets of the cut for lost when it hears of newer ones; an idle path looks
+    at its counts once a second."""
+    monitor = PathMonitor(10.0, Rules(), NOTHING)
+    now = 10.0
+    seen = msgspec.structs.replace(NOTHING, delivered=50, received=50, expected=50)
+    while monitor.state != "silent":
+        now += 0.02
+        if monitor.judge(now, seen, busy=True).probe is not None:
+            asked = monitor.probes
+    monitor.echoed(Echo(asked - 1, 1, 1, False), now)
+    assert monitor.state == "up"
+    seen = msgspec.structs.replace(seen, lost=20, delivered=51, received=51, expected=71)
+    monitor.judge(now + 1.0, seen, busy=False)
+    seen = msgspec.structs.replace(seen, delivered=61, received=61, expected=81)
+    monitor.judge(now + 2.0, seen, busy=False)
+    estimate = monitor.estimate(now + 2.0)
+    assert estimate.loss_out == estimate.loss_back == 0.0
+
+
 def test_a_process_that_was_stopped_does_not_blame_the_path() -> None:
     world = warm(PathWorld())
     world.busy = True
@@ -210,6 +230,36 @@ def test_an_echo_that_lies_changes_nothing(echo: Echo) -> None:
     before = world.estimate
     assert not world.monitor.echoed(echo, world.now)
     assert world.estimate == before
+
+
+def test_a_region_that_counts_wrongly_is_still_heard() -> None:
+    world = warm(PathWorld())
+    newest = world.monitor._newest
+    assert world.monitor.echoed(Echo(newest, 1, 2**32 - 1, False), world.now)
+    world.run(30.0)
+    assert world.state == "up"
+    assert "silent" not in {state for _, state, _ in world.states}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(10, 3000), st.integers(10, 400), st.integers(10, 1000), st.integers(0, 4000),
+    st.floats(0.0, 0.9), st.floats(0.0005, 0.5), st.integers(0, 2**32), st.booleans(),
+)  # fmt: skip
+def test_whatever_is_set_and_whatever_is_lost_it_asks_at_a_bounded_rate(
+    idle_ms: int, busy_ms: int, patience_ms: int, keep_ms: int,
+    loss: float, rtt_s: float, seed: int, busy: bool,
+) -> None:  # fmt: skip
+    rules = Rules(idle_ms / 1000, busy_ms / 1000, patience_ms / 1000, 4.0, keep_ms / 1000)
+    world, rng = PathWorld(rtt_s, rules=rules, seed=seed), Random(seed)
+    world.there = world.back = lambda now: rng.random() >= loss
+    world.busy = busy
+    began = world.now
+    world.run(20.0)
+    fastest = max(1000 / min(idle_ms, busy_ms), 50.0)
+    assert len(world.asked) <= 10 + fastest * 1.05 * (world.now - began)
+    for share in (world.estimate.loss_out, world.estimate.loss_back):
+        assert share is None or 0.0 <= share <= 1.0
 
 
 def test_old_and_repeated_echoes_are_no_samples() -> None:

@@ -147,6 +147,7 @@ class PathMonitor:
         self._counts_from_s = now
         self._resumed = False  # answers came after a silence, and no echo yet
         self._seen = seen
+        self._looked_s = now  # at what QUIC knows
 
     # What happens
 
@@ -157,13 +158,14 @@ class PathMonitor:
             return False
         self.echoes += 1
         self._heard_s = now
-        if echo.sent <= self._sent:
-            self._back.add(now, 0, -1)  # it was overtaken, and taken for lost
-            return True
         newer = echo.number > self._newest
-        self._count(now, echo)
-        self._stalled = echo.stalled
+        if echo.sent > self._sent:
+            self._count(now, echo)
+            self._stalled = echo.stalled
+        else:
+            self._back.add(now, 0, -1)  # it was overtaken, and taken for lost
         if newer:
+            self._newest = echo.number
             sent_s = self._times[echo.number % _REMEMBERED]
             self._measure(now, now - sent_s)
             self._answer(now, sent_s)
@@ -242,7 +244,6 @@ class PathMonitor:
         and is no share of loss."""
         asked = max(0, echo.number - self._newest)
         got, sent = echo.got - self._got, echo.sent - self._sent
-        self._newest = max(self._newest, echo.number)
         self._got, self._sent = echo.got, echo.sent
         if self.state == "silent" or self._resumed:
             self._resumed = False
@@ -256,6 +257,7 @@ class PathMonitor:
     def _look(self, now: float, seen: Seen) -> None:
         """Answers and losses that QUIC knows of."""
         before, self._seen = self._seen, seen
+        since_s, self._looked_s = self._looked_s, now
         self._heard_s = max(self._heard_s, seen.heard_s)
         if seen.asked >= 0:
             self._mark(seen)
@@ -264,7 +266,7 @@ class PathMonitor:
             self._answer(now, answered[-1] if answered else self._settled_s)
             if seen.rtt_s is not None:
                 self._sample(now, seen.rtt_s)
-        if self.state != "silent" and now >= self._counts_from_s:
+        if self.state != "silent" and since_s >= self._counts_from_s:
             lost, gone = seen.lost - before.lost, seen.expected - before.expected
             self._out.add(now, seen.delivered - before.delivered + lost, lost)
             self._back.add(now, gone, gone - (seen.received - before.received))
