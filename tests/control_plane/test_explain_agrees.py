@@ -136,6 +136,10 @@ class World:
         """The straight way to singapore over a wire, and relays wherever there may be one."""
         assert self.wire is not None
         return [
+            # However busy this machine is: straight while that is up, and no request twice.
+            resource(
+                "Policy", "default", paths={"better_by_ms": 1_000}, retries={"hedge": False}
+            ),
             resource(
                 "Link", "straight", source="EdgeSite/london", target="Region/singapore", rtt_ms=1,
                 address=f"127.0.0.1:{self.wire.port}",
