@@ -22,6 +22,7 @@ from topology.overlay.peer import (
     RelayAsked,
     ServerExchange,
 )
+from topology.overlay.refusals import Refusals
 from topology.overlay.relay import NO_RELAY, RelaySettings, Route, UdpRelay
 from topology.overlay.retry import AddressTokens
 from topology.overlay.trust import Trust
@@ -115,7 +116,7 @@ class OverlayServer:
         self._handshakes = 0
         self._arriving_bytes = 0
         self._draining = False
-        self._refusals = _Refusals(clock)
+        self._refusals = Refusals(clock)
         self._tokens = AddressTokens()
         self._udp: UdpPort | None = None
         self._sweep: asyncio.TimerHandle | None = None
@@ -394,23 +395,6 @@ class OverlayServer:
             if connection.exchanges and connection.quic.heard_s < unheard:
                 connection.let_go()
         self._sweep = self.loop.call_later(_SWEEP_S, self._expire)
-
-
-class _Refusals:
-    """Logs refused peers, at most once a second, with how many there were."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._next_s = 0.0
-        self._unlogged = 0
-
-    def note(self, reason: str) -> None:
-        self._unlogged += 1
-        now = self._clock.now()
-        if now >= self._next_s:
-            self._next_s = now + 1.0
-            log.warning("peers were refused", count=self._unlogged, last=reason)
-            self._unlogged = 0
 
 
 _DRAINING = Failure(
