@@ -188,7 +188,7 @@ async def test_refusals_are_logged_at_most_once_a_second(
     ca: Authority, serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = CapturingLogger()
-    monkeypatch.setattr("topology.overlay.server.log", log)
+    monkeypatch.setattr("topology.overlay.refusals.log", log)
     server = await serve()
     identity = ca.issue("dns", "ns1")
     for _ in range(4):
