@@ -8,7 +8,7 @@ from region_core.engine.base import FinishReason, Tokenizer
 from region_core.prepare import Prepared
 
 
-class Piece(Struct, frozen=True):
+class Piece(Struct, frozen=True, gc=False):
     """What one step adds. `ids` is empty when the token only ended the answer."""
 
     position: int

@@ -22,6 +22,9 @@ app = typer.Typer(help="Run a region core: what runs the model.", no_args_is_hel
 # The engine's thread needs the interpreter for some 0.3 ms a step, and should not wait 5 ms for
 # it, Python's default, when the event loop is busy.
 _SWITCH_S = 0.0005
+# What a step makes is gone when it has been handed out, and needs no collector to look at it each
+# time: that was a tenth of what a token cost here.
+_GC_THRESHOLDS = (20_000, 20, 50)
 _EXAMPLES = """
 Examples:
 
@@ -61,6 +64,7 @@ def run_core(
         engine = make_engine(loaded)
         gc.collect()
         gc.freeze()  # what was made by starting never becomes garbage
+        gc.set_threshold(*_GC_THRESHOLDS)
         sys.setswitchinterval(_SWITCH_S)
         uvloop.run(run(loaded, engine))
     except TradewindError as error:

@@ -30,7 +30,7 @@ log = logs.get("runner")
 _UNHEALTHY_FAULTS = 3  # steps in a row that failed
 
 
-class Progress(Struct, frozen=True):
+class Progress(Struct, frozen=True, gc=False):
     """A piece of an answer; the counters are of the whole answer so far."""
 
     id: int

@@ -183,9 +183,7 @@ class Chat:
         if request.stream:
             end = await self._stream(call, attempts, request, frame, created_s)
         else:
-            while type(frame) is not End:
-                frame = await attempts.next()
-            end = frame
+            end = frame if type(frame) is End else await attempts.pour(len)
         text = "".join(attempts.text)
         answer = Answer.of(call.own_id, created_s, request.model, text, end)
         if not request.stream:

@@ -1,4 +1,4 @@
-"""An exchange read with `pour` against one read with `next`: the same frames, the same end."""
+"""An exchange read with `pour` against one read with `next`: the same answer, the same end."""
 
 from __future__ import annotations
 
@@ -61,6 +61,14 @@ async def by_next(exchange: Exchange) -> list[object]:
     return seen
 
 
+def answer_of(seen: list[object]) -> list[Any]:
+    """What was seen, with all tokens and all text of it in one."""
+    tokens = [frame for frame in seen if isinstance(frame, Tokens)]
+    ids = [(frame.position + i, n) for frame in tokens for i, n in enumerate(frame.ids)]
+    text = "".join(frame.text for frame in tokens)
+    return [ids, text, *(frame for frame in seen if not isinstance(frame, Tokens))]
+
+
 async def by_pour(exchange: Exchange) -> list[object]:
     seen: list[object] = []
     try:
@@ -102,13 +110,18 @@ def test_pour_gives_what_next_gives(
             else:
                 exchange.feed(b"", True)
         one, other = await asyncio.wait_for(asyncio.gather(*readers), 5)
-        assert one == other
+        if last == "garbage":  # what arrived with it may be lost, and with `next` more does
+            assert one[-1] == other[-1]
+            assert answer_of(one)[0] == answer_of(other)[0][: len(answer_of(one)[0])]
+        else:
+            assert answer_of(one) == answer_of(other)
 
     asyncio.run(run())
 
 
 async def test_a_token_is_passed_on_in_the_turn_in_which_it_arrives() -> None:
-    exchange, seen = made(), []
+    exchange = made()
+    seen: list[Tokens] = []
     reading = asyncio.ensure_future(exchange.pour(seen.append))
     await asyncio.sleep(0)
     for position in range(3):
@@ -118,8 +131,20 @@ async def test_a_token_is_passed_on_in_the_turn_in_which_it_arrives() -> None:
     assert await reading == LAST["end"]
 
 
+async def test_tokens_that_arrive_together_are_passed_on_as_one() -> None:
+    exchange = made()
+    seen: list[Tokens] = []
+    reading = asyncio.ensure_future(exchange.pour(seen.append))
+    await asyncio.sleep(0)
+    behind = [Tokens(0, (1,), "a"), Tokens(1, (2, 3), "b"), Tokens(3, (), "held"), LAST["end"]]
+    exchange.feed(b"".join(map(encode, behind)), False)
+    assert seen == [Tokens(0, (1, 2, 3), "ab"), Tokens(3, (), "held")]
+    assert await reading == LAST["end"]
+
+
 async def test_what_the_taker_raises_ends_the_pouring_and_takes_nothing_more() -> None:
-    exchange, seen = made(), []
+    exchange = made()
+    seen: list[Tokens] = []
 
     def take(frame: Tokens) -> None:
         seen.append(frame)
@@ -135,7 +160,8 @@ async def test_what_the_taker_raises_ends_the_pouring_and_takes_nothing_more() -
 
 
 async def test_an_interrupted_pour_goes_on_without_losing_a_token() -> None:
-    exchange, seen = made(), []
+    exchange = made()
+    seen: list[Tokens] = []
     for position in range(4):
         reading = asyncio.ensure_future(exchange.pour(seen.append))
         await asyncio.sleep(0)
@@ -151,7 +177,8 @@ async def test_an_interrupted_pour_goes_on_without_losing_a_token() -> None:
 
 async def test_the_region_may_send_more_as_tokens_are_passed_on() -> None:
     connection = Connection()
-    exchange, seen = made(connection), []
+    exchange = made(connection)
+    seen: list[Tokens] = []
     reading = asyncio.ensure_future(exchange.pour(seen.append))
     await asyncio.sleep(0)
     size = len(encode(Tokens(0, (), "a" * 40)))

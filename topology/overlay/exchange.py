@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from runtime.errors import TradewindError
@@ -107,8 +107,9 @@ class Exchange:
         """Give TOKENS to `take` in the very turn in which they arrive, and return what comes after.
 
         As `next`, for whoever need not wait between frames: no task is woken for them, which
-        is most of what a token costs otherwise. What `take` raises is raised here; the frame
-        that it refused is lost then, and so are those that arrived with it.
+        is most of what a token costs otherwise. Those that arrive together may be passed on as
+        one. What `take` raises is raised here; the frame that it refused is lost then, and so
+        are those that arrived with it.
         """
         while True:
             if self._frames or self._held or self._error is not None or self._fin or self._done:
@@ -171,23 +172,29 @@ class Exchange:
             self._waiter.set_result(None)
 
     def _pass_on(self, data: bytes, take: Take) -> None:
-        """What arrived, to whoever takes it at once; the first other frame ends that."""
+        """What arrived, to whoever takes it at once; the first other frame ends that.
+
+        TOKENS that arrived together are passed on as one: whoever is behind catches up.
+        """
+        frames: Sequence[Reply]
         try:
-            frame = self._session.tokens(data)
+            alone = self._session.tokens(data)
+            frames = (alone,) if alone is not None else merged(self._session.receive(data))
         except OverlayProtocolError as error:
             self._break(error)
             self._wake()
             return
-        if frame is None:
-            self._held += data
-            self._wake()
-            return
-        try:
-            take(frame)
-        except Exception as error:  # noqa: BLE001 - whatever it was, `pour` raises it
-            self._refused = error
-            self._wake()
-            return
+        for number, frame in enumerate(frames):
+            if type(frame) is not Tokens:
+                self._frames.extend(frames[number:])
+                self._wake()
+                break
+            try:
+                take(frame)
+            except Exception as error:  # noqa: BLE001 - whatever it was, `pour` raises it
+                self._refused = error
+                self._wake()
+                break
         self._count_taken(len(data))
 
     def _decode(self) -> None:
@@ -229,3 +236,21 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is not None and not self._fin:
             connection.abandon(self._stream_id, code)
+
+
+def merged(frames: Sequence[Reply]) -> list[Reply]:
+    """The same answer with TOKENS joined that carry tokens and follow one another."""
+    joined: list[Reply] = []
+    for frame in frames:
+        last = joined[-1] if joined else None
+        if (
+            isinstance(frame, Tokens)
+            and isinstance(last, Tokens)
+            and frame.ids
+            and last.ids
+            and frame.position == last.position + len(last.ids)
+        ):
+            joined[-1] = Tokens(last.position, last.ids + frame.ids, last.text + frame.text)
+        else:
+            joined.append(frame)
+    return joined

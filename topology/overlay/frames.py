@@ -68,7 +68,7 @@ class Body(Struct, frozen=True, array_like=True):
     data: bytes
 
 
-class Accept(Struct, frozen=True, array_like=True):
+class Accept(Struct, frozen=True, array_like=True, gc=False):
     """The region took the request. `load` is 0 when idle and 1 when full; it may exceed 1."""
 
     queue_ms: _Measure
@@ -77,7 +77,7 @@ class Accept(Struct, frozen=True, array_like=True):
     engine: _Id
 
 
-class Tokens(Struct, frozen=True, array_like=True):
+class Tokens(Struct, frozen=True, array_like=True, gc=False):
     """A run of the answer. `position` is the index of the first of `ids` in the whole answer.
 
     `text` holds complete UTF-8 alone: a character that spans two tokens comes with the last.
@@ -88,7 +88,7 @@ class Tokens(Struct, frozen=True, array_like=True):
     text: str
 
 
-class End(Struct, frozen=True, array_like=True):
+class End(Struct, frozen=True, array_like=True, gc=False):
     """The answer is whole."""
 
     finish_reason: Literal["stop", "length"]
