@@ -46,11 +46,13 @@ class TunnelSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     connect_timeout_ms: Annotated[int, Meta(gt=0)] = 5000
     idle_timeout_ms: Annotated[int, Meta(gt=0)] = 15000
-    probe_idle_ms: Annotated[int, Meta(ge=10)] = 1000  # between probes of an idle path
-    probe_busy_ms: Annotated[int, Meta(ge=10)] = 50  # and of one with open exchanges
-    silent_after_ms: Annotated[int, Meta(ge=10)] = 150  # without an answer, beyond the round trip
-    silent_after_jitters: Annotated[float, Meta(gt=0)] = 4.0  # or so many of these, if longer
-    silent_keep_ms: Annotated[int, Meta(ge=0)] = 3000  # a silent connection is probed, then ended
+    probe_idle_ms: Annotated[int, Meta(ge=10, le=5000)] = 1000  # between probes of an idle path
+    probe_busy_ms: Annotated[int, Meta(ge=10, le=1000)] = 50  # and of one with open exchanges
+    # A path is silent when nothing was answered for a round trip and so long, or for a round trip
+    # and so many times its variation, if that is longer. Its connection is probed, then ended.
+    silent_after_ms: Annotated[int, Meta(ge=10, le=10_000)] = 150
+    silent_after_jitters: Annotated[float, Meta(gt=0, le=100)] = 4.0
+    silent_keep_ms: Annotated[int, Meta(ge=0, le=60_000)] = 3000
     backoff_min_ms: Annotated[int, Meta(gt=0)] = 100
     backoff_max_ms: Annotated[int, Meta(gt=0)] = 5000
     max_datagram_bytes: Annotated[int, Meta(ge=1200, le=65507)] = 1350
