@@ -33,7 +33,7 @@ from topology.overlay.udp import UdpPort
 
 LATENCY_MS = 50.0
 KINDS = {"trains": (1350, 16, 1), "single": (200, 1, 32)}  # bytes, per call, sockets
-RATES = (5_000, 10_000, 20_000, 40_000, 60_000, 80_000, 100_000, 130_000, 160_000, 200_000, 250_000)
+RATES = (5_000, 10_000, 20_000, 40_000, 60_000, 100_000, 150_000, 250_000)
 LOST_MAX = 0.001
 _STAMP = struct.Struct("d")
 
