@@ -4,14 +4,15 @@
 
 A simulation, seeded and without a network: it answers what the hysteresis of
 `topology.paths.Choice` is worth, in changes per hour and path, and what it costs, in milliseconds
-above the best path at each moment. The four sides see the same measurements: a probe a second, the
-least of the last ten seconds, as the path monitor gives it.
+above the best path at each moment. The four sides see the same measurements, as the path monitor
+gives them: a probe a second, the least of the last ten seconds, losses of the last thirty.
 
 Worlds: `cloud`, the published round trips of eleven cities to three regions, straight and through
 the other two; `internet`, three pairs whose straight way is bad; `ties`, ways that take about the
-same, within 5%. Noise: `jitter`, 5% and 1 ms on each probe; `evening`, also queues that build up
-for a minute (5 to 60 ms) and bursts of loss (1 to 5%) on one way or another, every five minutes on
-each; `flapping`, also a straight way that dies for a second or so every twenty.
+same, within 5%. Noise: `jitter`, 5% and 1 ms on each probe; `lossy`, also 1% lost at random on
+every way; `evening`, jitter, queues that build up for a minute (5 to 60 ms) and bursts of loss (1
+to 5%) on one way or another, every five minutes on each; `flapping`, an evening whose straight way
+dies for a second or so every twenty.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from topology.latency import WindowedMin, published_rtt_ms
+from topology.overlay.loss import LossWindow
 from topology.paths import Choice
 from topology.policy import PathPolicy
 
@@ -42,7 +44,8 @@ SIDES = {
     "10 ms and a third": PathPolicy(failback_s=0.0),
     "ours: and held 5 s": PathPolicy(),
 }
-NOISES = ("jitter", "evening", "flapping")
+NOISES = ("jitter", "lossy", "evening", "flapping")
+RANDOM_LOSS = 0.01
 
 Ways = dict[str, float]  # relay -> true round trip in ms
 
@@ -52,7 +55,7 @@ class Seen(Struct, frozen=True):
 
     rtt_ms: float | None
     jitter_ms: float
-    loss_out: float
+    loss_out: float | None
     loss_back: float
     state: str
     why: str = ""
@@ -89,6 +92,7 @@ class Way:
         self._noise = noise
         self._flaps = noise == "flapping" and straight
         self._least = WindowedMin()
+        self._losses = LossWindow()
         self._queue_ms, self._queue_until = 0.0, 0.0
         self._loss, self._loss_until = 0.0, 0.0
         self._dead_until, self._next_death = 0.0, 60.0
@@ -96,7 +100,7 @@ class Way:
     def at(self, now: float) -> tuple[Seen, float]:
         """What is measured, and what an exchange would take now; infinite where it is dead."""
         rng = self._rng
-        if self._noise != "jitter":
+        if self._noise in ("evening", "flapping"):
             if now >= self._queue_until and rng.random() < 1 / 300:
                 self._queue_ms = rng.uniform(5, 60)
                 self._queue_until = now + rng.expovariate(1 / 60)
@@ -106,13 +110,14 @@ class Way:
             self._dead_until = now + rng.uniform(0.5, 2.0)
             self._next_death = self._dead_until + rng.expovariate(1 / 20)
         queue_ms = self._queue_ms if now < self._queue_until else 0.0
-        loss = self._loss if now < self._loss_until else 0.0
+        likely = RANDOM_LOSS if self._noise == "lossy" else 0.0
+        self._losses.add(now, 1, rng.random() < (self._loss if now < self._loss_until else likely))
         true_ms = self._rtt_ms + queue_ms
         if now < self._dead_until:
             return Seen(None, 0.0, 0.0, 0.0, "silent"), float("inf")
         self._least.add(now, true_ms + rng.expovariate(1 / (0.05 * true_ms + 1)))
         measured_ms = self._least.at(now)
-        return Seen(measured_ms, 0.05 * true_ms, loss, 0.0, "up"), true_ms
+        return Seen(measured_ms, 0.05 * true_ms, self._losses.share(now), 0.0, "up"), true_ms
 
 
 class Tally(Struct):
