@@ -146,7 +146,7 @@ async def test_it_serves_from_what_is_on_disk_and_stops_when_told(lab: Lab) -> N
     assert streamed_text(events(stream.text)) == TEXT
     async with httpx.AsyncClient() as client:
         metrics = (await client.get(lab.url + "/metrics")).text
-    assert 'tradewind_edge_tunnel_connected{region="dubai"} 1.0' in metrics
+    assert 'tradewind_edge_tunnel_connected{path="direct",region="dubai"} 1.0' in metrics
     assert "tradewind_edge_control_plane_connected 0.0" in metrics
     assert memory_mib(process.pid) < 150
     assert await lab.stop() == 0
