@@ -28,6 +28,7 @@ from lab.wan.figures import (
     Way,
     checked,
 )
+from lab.wan.kernel import unread
 from lab.wan.relay import CLOCK, Counters, Direction, Relay
 from runtime.errors import TradewindError
 
@@ -66,12 +67,14 @@ class Order(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_
 
 class WayState(Struct, frozen=True):
     """One direction: its figures now, for how many seconds those that were set for a while will
-    hold, whether it carries anything at this moment, and what became of its packets."""
+    hold, whether it carries anything at this moment, and what became of its packets. `unread`:
+    those that the kernel dropped before, because the emulator was too slow for them."""
 
     figures: Figures
     left_s: dict[str, float]
     up: bool
     counters: Counters
+    unread: int = 0
 
 
 class LinkState(Struct, frozen=True):
@@ -109,18 +112,20 @@ def obey(wan: Wan, order: Order) -> Answer:
     else:
         found = wan.named(order.link)
     now = CLOCK.now()
-    return Answer(at_s=now, links=tuple(_link_state(relay, now) for relay in found))
+    drops = unread()
+    return Answer(at_s=now, links=tuple(_link_state(relay, now, drops) for relay in found))
 
 
-def _link_state(relay: Relay, now: float) -> LinkState:
+def _link_state(relay: Relay, now: float, drops: dict[tuple[str, int], int]) -> LinkState:
     link = relay.link
-    out, back = _way_state(relay.out, now), _way_state(relay.back, now)
+    lost_out, lost_back = relay.unread(drops)
+    out, back = _way_state(relay.out, now, lost_out), _way_state(relay.back, now, lost_back)
     return LinkState(link.name, link.listen, link.target, relay.clients, out, back)
 
 
-def _way_state(way: Direction, now: float) -> WayState:
+def _way_state(way: Direction, now: float, lost: int) -> WayState:
     left = {name: round(s, 3) for name, s in way.held.left_s(now).items()}
-    return WayState(way.held.at(now), left, way.impairment.up(now), way.counters)
+    return WayState(way.held.at(now), left, way.impairment.up(now), way.counters, lost)
 
 
 async def serve(path: Path, wan: Wan) -> asyncio.Server:
@@ -139,7 +144,10 @@ async def serve(path: Path, wan: Wan) -> asyncio.Server:
     try:
         listening = _listen(path)
     except OSError as error:
-        raise LabError(f"cannot listen at {path}: {error}") from error
+        raise LabError(
+            f"cannot listen at {path}: {error}",
+            hint="is the folder there, may we write to it, and is its name shorter than 100?",
+        ) from error
     return await asyncio.start_unix_server(talk, sock=listening, limit=_MAX_ORDER_BYTES)
 
 

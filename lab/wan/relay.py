@@ -189,6 +189,12 @@ class Relay:
             self._forget(address)
         self.listening.close()
 
+    def unread(self, drops: dict[tuple[str, int], int]) -> tuple[int, int]:
+        """Of what the kernel dropped by (address, port): ours, out and back."""
+        ports = {peer.port.local_port for peer in self._peers.values()}
+        back = sum(lost for (_, port), lost in drops.items() if port in ports)
+        return drops.get(_address(self.link.listen), 0), back
+
     @property
     def clients(self) -> int:
         return len(self._peers)

@@ -48,10 +48,9 @@ def _row(link: str, direction: str, ways: Sequence[WayState]) -> tuple[str, ...]
         show_share(figures.loss),
         show_bandwidth(figures.bandwidth_bit_per_s),
         _other(ways[0]),
-        *(
-            str(sum(getattr(counters, name) for counters in counted))
-            for name in ("sent", "lost", "cut", "overflowed", "refused")
-        ),
+        *(str(sum(getattr(c, name) for c in counted)) for name in ("sent", "lost", "cut")),
+        str(sum(way.counters.overflowed + way.unread for way in ways)),
+        str(sum(counters.refused for counters in counted)),
     )
 
 

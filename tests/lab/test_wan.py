@@ -90,6 +90,26 @@ def test_bandwidth_spaces_packets_and_drops_what_does_not_fit() -> None:
     assert impairment.arrivals(100.008, 1000 - HEADERS_BYTES)  # one left, and one has room
 
 
+@given(
+    st.floats(10_000, 1e8),
+    st.floats(1, 500),
+    st.lists(st.tuples(st.floats(0, 0.02), st.integers(1, 1472)), min_size=1, max_size=200),
+)
+def test_no_stretch_of_time_carries_more_than_the_bandwidth_and_no_packet_waits_longer_than_said(
+    bandwidth: float, queue_ms: float, packets: list[tuple[float, int]]
+) -> None:
+    figures = Figures(latency_ms=20, bandwidth_bit_per_s=bandwidth, queue_ms=queue_ms)
+    impairment = Impairment(figures, "1")
+    now, last = 100.0, 0.0
+    for gap, size in packets:
+        now += gap
+        for due in impairment.arrivals(now, size):
+            wire_s = (size + HEADERS_BYTES) * 8 / bandwidth
+            assert due - last >= wire_s - 1e-6  # so any stretch between two arrivals is in bounds
+            assert due - now <= 0.02 + max(queue_ms / 1000, wire_s) + 1e-6
+            last = due
+
+
 def test_a_queue_in_bytes() -> None:
     figures = Figures(bandwidth_bit_per_s=1e6, queue_bytes=2000)
     impairment = Impairment(figures, "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -119,6 +120,27 @@ async def test_a_wrong_order_is_told_what_is_wrong_and_changes_nothing(
             assert link.out.figures == link.back.figures
             assert (link.out.figures.latency_ms, link.out.up) == (5, True)
             assert link.out.figures.loss == 0
+
+
+async def test_a_name_that_is_too_long_for_a_socket(tmp_path: Path) -> None:
+    async with world() as (wan, _client, _echo):
+        with pytest.raises(LabError, match="cannot listen at") as caught:
+            await serve(tmp_path / ("x" * 120) / "wan.sock", wan)
+        assert "shorter" in caught.value.hint
+
+
+async def test_what_the_kernel_dropped_is_told(tmp_path: Path) -> None:
+    async with controlled(tmp_path) as (wan, client):
+        assert isinstance(client, socket.socket)
+        for _ in range(12_000):  # while the emulator, on this very loop, reads nothing
+            client.send(bytes(1000))
+        link = (await wan.links("tokyo-singapore"))[0]
+        while link.out.counters.under_way:
+            await asyncio.sleep(0.05)
+            link = (await wan.links("tokyo-singapore"))[0]
+        counted = link.out.counters
+        assert link.out.unread > 0
+        assert link.out.unread + counted.sent == 12_000
 
 
 async def test_nobody_there(tmp_path: Path) -> None:

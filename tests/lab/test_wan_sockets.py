@@ -102,6 +102,27 @@ async def test_bandwidth_holds_over_a_burst_and_the_rest_is_dropped() -> None:
         assert last - begun > (got - 1) * 0.0082
 
 
+async def test_changes_while_packets_flow_lose_nothing() -> None:
+    async with world(rtt_ms=10) as (wan, client, _echo):
+        loop = asyncio.get_running_loop()
+        sent = [index.to_bytes(2, "big") for index in range(300)]
+        got: list[bytes] = []
+
+        async def read() -> None:
+            while len(got) < len(sent):
+                got.append(await loop.sock_recv(client, 64))
+
+        reading = asyncio.create_task(read())
+        for index, data in enumerate(sent):
+            if index % 30 == 0:
+                changes = [{"rtt_ms": 40}, {"jitter_ms": 3}, {"rtt_ms": 2}, {"jitter_ms": 0}]
+                wan.set("l", "both", **changes[index // 30 % 4])  # type: ignore[arg-type]
+            await loop.sock_sendall(client, data)
+            await asyncio.sleep(0.001)
+        await asyncio.wait_for(reading, 5)
+        assert sorted(got) == sent
+
+
 async def test_a_change_for_a_while_undoes_itself() -> None:
     async with world() as (wan, client, _echo):
         wan.set("l", for_ms=400, cut=True)

@@ -20,7 +20,7 @@ A line is one of these; `#` begins a comment, and TIME is `2s` or `300ms`:
 
 Times count from when every stream of the load has given its first token. What is expected `within`
 a time is awaited from the step above it on; a step below waits for it, and is late if need be. What
-has no time is so at the end, which comes half a second after all that is awaited, or at `end at`.
+has no time is so at the end, which comes a moment after all that is awaited, or at `end at`.
 A link is named after its ends, `london-frankfurt`, or by a pattern, `*-frankfurt`; it is cut `out`
 when nothing goes from the first to the second. `stop` is SIGSTOP; `hang` stops a core's engine and
 leaves the rest of it alive. A stream that failed was told so; a broken one just ended.

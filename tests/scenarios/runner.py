@@ -24,7 +24,7 @@ from tests.scenarios.story import (
 from tests.scenarios.world import Running
 
 _PAUSE_S = 0.03  # between two looks
-_AFTERMATH_S = 0.5  # streams go on for so long after all that was awaited
+_AFTERMATH_S = 0.3  # streams go on for so long after all that was awaited
 _SHOWN = 3
 _RELATIONS = {"==": operator.eq, ">=": operator.ge, "<=": operator.le}
 _CHANGES = "tradewind_edge_path_changes_total{"
