@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -213,12 +215,25 @@ def test_completion(told: World) -> None:
     assert done.stdout.split() == ["tokyo"]
 
 
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Killed at the end, and after half a minute in any case: reading from it then ends too."""
+    timer = threading.Timer(30, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        process.kill()
+        process.wait()
+
+
 def test_watching_tells_each_change_once(told: World) -> None:
     watching = subprocess.Popen(
         [sys.executable, "-m", "control_plane.cli.main", *told.options, "paths", "--watch"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    try:
+    with ended(watching):
         assert watching.stdout is not None
         lines = []
         for line in watching.stdout:
@@ -234,7 +249,27 @@ def test_watching_tells_each_change_once(told: World) -> None:
         rest, _ = watching.communicate(timeout=20)
         assert rest == ""
         assert watching.returncode == 0
-    finally:
-        watching.kill()
-        watching.wait()
-        told.other.do(lambda: told.tokyo.events.pop())
+    told.other.do(lambda: told.tokyo.events.pop())
+
+
+def test_on_a_terminal_the_table_is_redrawn(told: World) -> None:
+    ours, theirs = os.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "250", "LINES": "50"}
+    command = [*told.options, "paths", "--edge", "tokyo", "--watch"]
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "control_plane.cli.main", *command],
+        stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with ended(watching):
+        while shown.count(b"no answer to 3 probes for 410 ms") < 5:  # twice in each table
+            shown += os.read(ours, 65_536)
+        assert b"\x1b[1A" in shown, "the cursor goes back up"
+        watching.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # a terminal that nobody writes to any more
+            while some := os.read(ours, 65_536):
+                shown += some
+        assert watching.wait(20) == 0
+        assert b"Traceback" not in shown
+    os.close(ours)
