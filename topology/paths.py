@@ -30,6 +30,8 @@ FIGURE_SHARE, FIGURE_MS = 0.1, 2.0
 QUEUE_SHARE, QUEUE_MS = 0.33, 25.0
 QUEUE_TAU_S = 2.0  # within which a region's queue delay is averaged
 
+BELIEVED_MS = 600_000.0  # a figure beyond it says nothing
+
 # How often a hold doubles at most, and how many holds of `failback_s` a failure is remembered.
 DOUBLINGS_MAX = 4
 REMEMBERED_HOLDS = 12.0
@@ -187,7 +189,8 @@ class _Way:
         lost_ms = loss_ms(
             rtt_ms, estimate.jitter_ms or 0.0, estimate.loss_out or 0.0, estimate.loss_back or 0.0
         )
-        self.rtt_ms, self.lost_ms = rtt_ms, lost_ms if isfinite(lost_ms) else 0.0
+        self.rtt_ms = rtt_ms
+        self.lost_ms = lost_ms if 0.0 <= lost_ms <= BELIEVED_MS else 0.0
         self.ms = score_ms(rtt_ms, self.lost_ms, relayed, rules)
         settles = not self.settled and now - self.since_s >= rules.failback_s
         self.settled = self.settled or settles
@@ -241,12 +244,12 @@ def _distance_ms(estimate: Measured) -> float | None:
     """What a way takes: the least of late, or, where that is over, what it takes at the least now:
     a way that became longer is not believed for ten seconds more to be as short as it was."""
     least_ms, smoothed_ms = estimate.rtt_ms, estimate.smoothed_ms
-    if least_ms is None or not isfinite(least_ms):
+    if least_ms is None or not 0.0 <= least_ms <= BELIEVED_MS:
         return None
     if smoothed_ms is None or estimate.jitter_ms is None:
         return least_ms
     steady_ms = smoothed_ms - 2.0 * estimate.jitter_ms
-    return max(least_ms, steady_ms) if isfinite(steady_ms) else least_ms
+    return max(least_ms, steady_ms) if steady_ms <= BELIEVED_MS else least_ms
 
 
 def _differs(new_ms: float, shown_ms: float, of_ms: float) -> bool:
@@ -300,7 +303,7 @@ class _Region:
     def take_queue(self, queue_ms: float, now: float) -> None:
         """An average, and of that what is published, which changes rarely: a region that every
         edge flees from and returns to at once gains nothing."""
-        if not (isfinite(queue_ms) and queue_ms >= 0.0):
+        if not 0.0 <= queue_ms <= BELIEVED_MS:
             return
         past_s = max(0.0, now - self.queue_at_s) if self.queue_at_s is not None else inf
         self.queue_at_s = now

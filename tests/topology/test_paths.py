@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isfinite
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from msgspec import Struct
 
 from topology.latency import published_rtt_ms
 from topology.path_score import loss_ms, merit, ms_of, score_ms, usable, wins
-from topology.paths import Choice, PathChange, RegionPaths, Score, rank
+from topology.paths import Choice, PathChange, RegionPaths, Score, name_of, rank
 from topology.policy import PathPolicy
 
 RULES = PathPolicy()
@@ -23,9 +24,9 @@ class Seen(Struct, frozen=True):
 
     rtt_ms: float | None = 70.0
     state: str = "up"
-    loss_out: float = 0.0
-    loss_back: float = 0.0
-    jitter_ms: float = 0.0
+    loss_out: float | None = 0.0
+    loss_back: float | None = 0.0
+    jitter_ms: float | None = 0.0
     why: str = ""
     smoothed_ms: float | None = None
 
@@ -337,6 +338,52 @@ def test_changes_are_bounded_by_time_whatever_happens(
         assert seen[used].state == "up", "never a dead one"
     holds = (story.now - began) / RULES.failback_s + 1
     assert len(story.changes) <= 2 * len(seen) * (holds + 2)
+
+
+anything = st.floats() | st.none()
+seens = st.builds(
+    Seen,
+    rtt_ms=anything,
+    state=st.sampled_from(["up", "suspect", "silent", "stalled", "connecting", "waiting", "new?"]),
+    loss_out=anything,
+    loss_back=anything,
+    jitter_ms=anything,
+    smoothed_ms=anything,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.dictionaries(st.sampled_from(RELAYS), seens), st.floats(0, 20), st.floats()),
+        max_size=25,
+    ),
+    st.sampled_from([RULES, PathPolicy(better_by_ms=0, better_by_share=0, failback_s=0)]),
+)
+def test_whatever_is_measured_every_way_is_told_once_and_changes_follow_each_other(
+    steps: list[tuple[dict[str, Seen], float, float]], rules: PathPolicy
+) -> None:
+    choice, now, used = Choice(rules), 0.0, ""
+    for seen, wait_s, queue_ms in steps:
+        now += wait_s
+        found = choice.advance("r", seen, queue_ms, now)
+        assert sorted(view.relay for view in found.views) == sorted(seen)
+        assert found.why.keys() == seen.keys()
+        assert all(found.why.values())
+        ups = [view.up for view in found.views]
+        assert ups == sorted(ups, reverse=True)
+        assert ups == [seen[view.relay].state in ("up", "suspect") for view in found.views]
+        figures = [view.rtt_ms for view in found.views if view.rtt_ms is not None]
+        assert all(isfinite(ms) for ms in figures + [view.extra_ms for view in found.views])
+        assert isfinite(found.queue_ms)
+        first = name_of(found.first.relay) if found.first is not None else ""
+        if found.changed is not None:
+            assert (found.changed.before, found.changed.after) == (used, first)
+            assert found.changed.why
+        else:
+            assert first == used
+        used = first
+        assert choice.advance("r", seen, queue_ms, now).changed is None, "the same says the same"
 
 
 def test_flapping_is_waited_for_longer_each_time() -> None:
