@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -13,6 +14,9 @@ from topology.paths import name_of
 log = logs.get("tunnels")
 
 Connect: TypeAlias = Callable[[str, Callable[[TunnelStatus], None]], Tunnel]  # address, on_change
+MOVE_MIN_S, MOVE_MAX_S = 0.1, 5.0  # between addresses, while none of them does
+CALM_S = 10.0  # after so long without a move, the next one is at once again
+
 LetGo: TypeAlias = Callable[[Tunnel | None], None]
 
 
@@ -21,7 +25,8 @@ class Path:
     through a relay has the relay's, and asks it for another core at each attempt.
 
     `connect` makes a tunnel to an address, `let_go` takes one that is not wanted any more, and
-    `on_change` is called when the state of either has changed, after this path has followed it.
+    `on_change` is called when another tunnel is in use, or what requests can expect of it has
+    changed. Needs a running event loop.
     """
 
     def __init__(
@@ -41,6 +46,10 @@ class Path:
         self._connect = connect
         self._let_go = let_go
         self._on_change = on_change
+        self._told: object = None
+        self._moving: asyncio.TimerHandle | None = None
+        self._moved_s = -CALM_S
+        self._pause_s = MOVE_MIN_S
         self._ended = False
 
     def start(self, addresses: tuple[str, ...], turn: int = 0) -> None:
@@ -87,6 +96,8 @@ class Path:
     def end(self) -> None:
         """Let both tunnels go."""
         self._ended = True
+        if self._moving is not None:
+            self._moving.cancel()
         self._let_go(self.coming)
         self._let_go(self.tunnel)
 
@@ -107,14 +118,38 @@ class Path:
             self._let_go(self.tunnel)
             self.tunnel, self.coming = self.coming, None
         elif status.state in ("silent", "stalled", "waiting"):
-            self._next_address(status)
-        self._on_change(self)
+            self._failed(status.address)
+        stalled = self.tunnel is not None and self.tunnel.status.state == "stalled"
+        told = self.tunnel, self.connected, stalled
+        if told != self._told:
+            self._told = told
+            self._on_change(self)
 
-    def _next_address(self, status: TunnelStatus) -> None:
-        """What is at the address fails: let a tunnel to the next one come, if there is another."""
-        latest = self.coming or self.tunnel
-        if len(self.addresses) < 2 or latest is None or latest.address != status.address:
+    def _failed(self, address: str) -> None:
+        """What is at the address fails: let a tunnel to the next one come, if there is another;
+        later each time that it happens again soon."""
+        if len(self.addresses) < 2 or self._moving is not None or self._latest != address:
             return
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._moved_s >= CALM_S:
+            self._pause_s = MOVE_MIN_S
+            self._move_on(address)
+        else:
+            self._moving = loop.call_later(self._pause_s, self._move_on, address)
+            self._pause_s = min(MOVE_MAX_S, 2.0 * self._pause_s)
+
+    @property
+    def _latest(self) -> str:
+        """The address that was connected to last."""
+        latest = self.coming or self.tunnel
+        return latest.address if latest is not None else ""
+
+    def _move_on(self, failed: str) -> None:
+        self._moving = None
+        works = self.coming is None and self.connected
+        if self._ended or works or self._latest != failed or len(self.addresses) < 2:
+            return
+        self._moved_s = asyncio.get_running_loop().time()
         self._turn += 1
         self._let_go(self.coming)
         self.coming = self._begin()

@@ -27,9 +27,11 @@ class Retired:
             return
         loop = asyncio.get_running_loop()
         self._held.append((tunnel, loop.time() + AT_MOST_S))
-        while len(self._held) > MOST:
-            self._close(self._held.pop(0)[0])
-        if self._sweep is None:
+        if len(self._held) > MOST:
+            self._look()
+            while len(self._held) > MOST:
+                self._close(self._held.pop(0)[0])
+        elif self._sweep is None:
             self._sweep = loop.call_soon(self._look)
 
     async def close(self) -> None:
@@ -45,6 +47,8 @@ class Retired:
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now, kept = loop.time(), []
+        if self._sweep is not None:
+            self._sweep.cancel()
         for tunnel, until in self._held:
             if tunnel.status.open_exchanges and now < until:
                 kept.append((tunnel, until))

@@ -138,7 +138,8 @@ class Tunnels:
             self._doubts.forget(region)
         self._choice.keep(self._roads)
         self.log.keep(self._roads)
-        self._review_in(0.0 if self._settled else SETTLE_S)
+        if self._settled or self._review is None:
+            self._review_in(0.0 if self._settled else SETTLE_S)
         self._announce()
 
     def renew(self, identity: Identity) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from edge_node.forward import retired
+from edge_node.forward.path import MOVE_MAX_S
 from edge_node.forward.tunnels import addresses_of
 from tests.edge_node.roads import Roads
 from tests.edge_node.worlds import snapshot
@@ -25,6 +26,12 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Roads]:
     yield world
     await world.tunnels.close()
     assert all(tunnel.closed for tunnel in world.made)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(5.0):
+        while not holds():
+            await asyncio.sleep(0.01)
 
 
 def addressed(name: str, *cores: str) -> dict[str, Any]:
@@ -152,6 +159,7 @@ async def test_a_core_that_does_not_answer_gives_way_to_the_next(world: Roads) -
     second = world.of("frankfurt")[1]
     assert second.address == "10.0.0.2:1"
     second.become("waiting")
+    await until(lambda: len(world.of("frankfurt")) == 3)
     third = world.of("frankfurt")[2]
     assert third.address == "10.0.0.1:1"
     third.become("up")
@@ -159,6 +167,33 @@ async def test_a_core_that_does_not_answer_gives_way_to_the_next(world: Roads) -
     assert third.requests == 1
     await asyncio.sleep(0.1)
     assert [t.state for t in world.of("frankfurt")] == ["closed", "closed", "up"]
+
+
+async def test_cores_that_refuse_at_once_are_not_tried_in_a_circle_without_a_pause(
+    world: Roads,
+) -> None:
+    world.tunnels.use(snapshot(addressed("frankfurt", "10.0.0.1:1", "10.0.0.2:1")))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while (lasted := loop.time() - began) < 1.0:
+        world.of("frankfurt")[-1].become("waiting")
+        await asyncio.sleep(0.005)
+    # 0, 0.1, 0.3, 0.7 and 1.5 seconds after the first.
+    assert 3 <= len(world.of("frankfurt")) <= 2 + 4 + lasted / MOVE_MAX_S
+
+
+async def test_the_pause_before_another_core_ends_when_the_old_one_comes_back(
+    world: Roads,
+) -> None:
+    world.tunnels.use(snapshot(addressed("frankfurt", "10.0.0.1:1", "10.0.0.2:1")))
+    (first,) = world.of("frankfurt")
+    first.become("waiting")
+    second = world.of("frankfurt")[1]
+    second.become("up")
+    second.become("silent")
+    second.become("up")
+    await asyncio.sleep(0.2)
+    assert len(world.of("frankfurt")) == 2
 
 
 async def test_the_old_core_may_come_back_first(world: Roads) -> None:
