@@ -190,7 +190,7 @@ class _Way:
             rtt_ms, estimate.jitter_ms or 0.0, estimate.loss_out or 0.0, estimate.loss_back or 0.0
         )
         self.rtt_ms = rtt_ms
-        self.lost_ms = lost_ms if 0.0 <= lost_ms <= BELIEVED_MS else 0.0
+        self.lost_ms = min(lost_ms, BELIEVED_MS) if lost_ms >= 0.0 else 0.0
         self.ms = score_ms(rtt_ms, self.lost_ms, relayed, rules)
         settles = not self.settled and now - self.since_s >= rules.failback_s
         self.settled = self.settled or settles
