@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -364,6 +365,20 @@ async def test_a_connection_does_not_outlive_a_certificate(
     else:
         tunnel.use(edge)
     await until(lambda: tunnel.connected)
+
+
+async def test_a_client_that_goes_on_with_a_certificate_that_has_run_out_is_ended(
+    ca: Authority, core: Identity, serve: Serve, connect: Connect
+) -> None:
+    server = await serve(hold, identity=core)
+    tunnel = await connect(server.port, identity=ca.issue("edge", "tokyo", days=(-1, 2.5 / 86_400)))
+    connection = tunnel._connection
+    assert connection is not None
+    assert connection._watch is not None
+    connection._watch._expires_s = connection._watch._renew_s = math.inf
+    assert "a certificate has run out" in await fails(tunnel.open(request(), b"{}"))
+    assert server.counters.expired == 1
+    await until(lambda: server.counters.refused_expired > 0)
 
 
 async def test_an_idle_connection_gives_way_before_a_certificate_runs_out(
