@@ -417,7 +417,7 @@ class Attempts:
         return exchange is not None and self.region == region
 
     def leave(self, region: str, cause: Cause) -> None:
-        if self.waiting:
+        if self.waiting and self.runs_in(region):
             self._left = region
             self._flight.stop(cause)
 

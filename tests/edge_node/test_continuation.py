@@ -86,9 +86,14 @@ class World:
         assert request.resume_tokens == tuple(range(100, 100 + at))
         assert at <= len(WORDS)
         last: Tokens | None = None
+        ended = False
         for op, count in [*script, ("rest", 0)]:
             await asyncio.sleep(0)
-            if op == "accept":
+            if op == "tail" and at == len(WORDS):  # and then something may happen before the end
+                for text in self._tail(ended):
+                    yield Tokens(len(WORDS), (), text)
+                ended = bool(self.story.tail)
+            elif op == "accept":
                 yield Accept(float(count), 0.5, region, "memory")
             elif op == "tokens" or op == "rest":
                 upto = min(at + count, len(WORDS)) if op == "tokens" else len(WORDS)
@@ -101,6 +106,9 @@ class World:
                 at = max(at, upto)
             elif op == "nothing":
                 yield Tokens(at, (), "")
+            elif op == "later" and ended:
+                self.faulty.add(region)
+                yield Tokens(at, (1,), "x")
             elif op in FRAMES:
                 self.faulty.add(region)
                 for frame in FRAMES[op](at, last, self.story.tail):
@@ -112,13 +120,17 @@ class World:
             elif op in FAILURES:
                 self._note_failure(region, op)
                 raise RegionFailure(region, FAILURES[op])
-            else:
+            elif op in INTERRUPTS:
                 self._interrupt(op, region)
                 for _ in range(8):
                     await asyncio.sleep(0)
-        if self.story.tail:
-            yield Tokens(len(WORDS), (), self.story.tail)
+        for text in self._tail(ended):
+            yield Tokens(len(WORDS), (), text)
         yield End("stop", PROMPT_TOKENS, len(WORDS), 0.1)
+
+    def _tail(self, ended: bool) -> tuple[str, ...]:
+        tail = self.story.tail
+        return () if ended or not tail else (tail[:1], tail[1:])
 
     def _note_failure(self, region: str, op: str) -> None:
         self.final |= op == "final"
@@ -126,7 +138,7 @@ class World:
 
     def _interrupt(self, op: str, region: str) -> None:
         attempts, call_soon = self.trip.attempts, asyncio.get_running_loop().call_soon
-        if op == "silence":
+        if op == "silence" and attempts.region == region:
             self.faulty.add(region)
             call_soon(attempts.leave, region, Cause.SILENCE)
         elif op == "stall":
@@ -178,7 +190,13 @@ class World:
             assert (outcome.prompt_tokens, outcome.completion_tokens) == (7, len(WORDS))
             return
         assert self.whole.startswith(told) or not story.stream
+        assert trip.figures.hedged or not self._is_sound(len(ways) - 1), (outcome, ways)
         assert self._is_excused(), (outcome, ways, self.faulty)
+
+    def _is_sound(self, number: int) -> bool:
+        """Whether that exchange had nothing in its way."""
+        script = self.story.scripts[number] if number < len(self.story.scripts) else []
+        return {op for op, _ in script} <= {"tokens", "tail", "accept", "nothing"}
 
     def _is_excused(self) -> bool:
         """Whether there was nowhere left to go."""
@@ -223,17 +241,22 @@ FAILURES = {
     "final": Failure("overloaded", "full, do not retry", 503, False),
 }
 
+INTERRUPTS = ("silence", "stall", "move", "hedge")
+
 OPS = st.one_of(
     st.tuples(st.just("tokens"), st.integers(1, 4)),
-    st.tuples(st.just("tokens"), st.integers(1, 4)),
+    st.tuples(st.just("tokens"), st.sampled_from([1, 3, 20])),
+    st.tuples(st.just("tail"), st.just(0)),
     st.tuples(st.just("accept"), st.integers(0, 50)),
     st.tuples(st.just("nothing"), st.just(0)),
     st.tuples(st.just("die"), st.integers(0, 1)),
     st.tuples(st.sampled_from(sorted(FRAMES)), st.just(0)),
     st.tuples(st.sampled_from(["full", "engine", "closing", "tokens"]), st.just(0)),
-    st.tuples(st.sampled_from(["silence", "stall", "move", "hedge"]), st.just(0)),
-    st.tuples(st.sampled_from(["silence", "stall", "move", "hedge"]), st.just(0)),
+    st.tuples(st.just("later"), st.just(0)),
+    st.tuples(st.sampled_from(INTERRUPTS), st.just(0)),
+    st.tuples(st.sampled_from(INTERRUPTS), st.just(0)),
 )
+ALL: list[Op] = [("tokens", 20), ("tail", 0)]
 STORIES = st.builds(
     Story,
     st.lists(st.lists(OPS, max_size=6), max_size=7),
@@ -257,6 +280,16 @@ def play(story: Story) -> World:
 @settings(max_examples=300, deadline=None)
 @given(STORIES)
 @example(Story([[("tokens", 2), ("again", 0)], [("tokens", 3), ("die", 1)]]))
+@example(Story([[("tokens", 9), ("tokens", 1), ("tail", 0), ("die", 0)]], tail=" 😀"))
+@example(
+    Story([[("tokens", 20), ("tail", 0), ("die", 0)], [("tail", 0), ("engine", 0)]], tail="ab")
+)
+@example(
+    Story([[("tokens", 20), ("tail", 0), ("die", 0)], [("ahead", 0)]], tail="ab", stream=False)
+)
+@example(Story([[*ALL, ("later", 0)]], tail="ab"))
+@example(Story([[("tokens", 1), ("nothings", 0)]], attempts=2))
+@example(Story([[("hedge", 0), ("again", 0)], [("full", 0)]], attempts=2))
 @example(Story([[("accept", 0), ("hedge", 0)], [("tokens", 1), ("die", 0)]]))
 def test_each_token_once_in_order_with_one_end_or_one_error(story: Story) -> None:
     play(story)
