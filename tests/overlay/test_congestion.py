@@ -51,3 +51,32 @@ def test_a_window_does_not_grow_while_it_is_not_used() -> None:
         stream = ask(pair.client, b"s" * 300)
         assert pair.run(5, lambda stream=stream: stream in echo.done)
     assert pair.client._loss.congestion_window <= 40 * 1350
+
+
+def test_a_path_that_was_cut_for_a_while_soon_takes_again_what_it_took() -> None:
+    pair = Pair(delay_s=0.05).connect()
+    echo = Echo(pair)
+
+    def burst() -> float:
+        begin = pair.now
+        streams = [ask(pair.client, b"b" * 1500) for _ in range(150)]
+        assert pair.run(60, lambda: echo.done.issuperset(streams))
+        return pair.now - begin
+
+    burst()
+    before = burst()
+    pair._loss = 1.0
+    lost = [ask(pair.client, b"l" * 1500) for _ in range(20)]
+    for n in range(20):  # as a monitor does
+        if n == 2:
+            for stream in lost:
+                pair.client.abandon(stream, 16)
+        pair.client.send_datagram(b"?")
+        pair.run(0.1)
+    pair._loss = 0.0
+    for _ in range(3):
+        pair.client.send_datagram(b"?")
+        pair.run(0.15)
+    assert pair.client._loss.congestion_window < 8 * 1350  # it was cut down
+    burst()
+    assert burst() < 2.5 * before

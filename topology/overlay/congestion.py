@@ -93,7 +93,11 @@ class TolerantCongestionControl(QuicCongestionControl):
             self._cut(int(self.congestion_window * _REDUCTION))
 
     def on_persistent_congestion(self) -> None:
+        # A cut of the path, nearly always. Begin anew, and find what it took before in a few
+        # round trips: by one packet in each, an interactive path would crawl for minutes.
+        before = self.congestion_window
         self._cut(0)
+        self.ssthresh = max(before, self.congestion_window)
 
     def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
         # Leave slow start when queues begin to fill, before they overflow.
