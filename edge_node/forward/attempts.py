@@ -37,6 +37,7 @@ from edge_node.inflight import PASSING, Cause, Flight
 from runtime import logs
 from topology.load import RegionCount
 from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
+from topology.overlay.exchange import Take
 from topology.overlay.frames import Accept, End, Request, Tokens
 from topology.routing import Candidate, Decision
 
@@ -134,24 +135,33 @@ class Attempts:
         """The ways that were gone, in order, as people call them."""
         return self._ways.names
 
-    async def pour(self, show: Callable[[str], object]) -> End:
+    async def pour(self, show: Callable[[str], asyncio.Future[None] | None]) -> End:
         """All that is left of the answer: its text to `show` as it comes, and its end.
 
-        As `next`, but no task is woken for a token (`Exchange.pour`).
+        As `next`, but no task is woken for a token (`Exchange.pour`). While what `show` returned
+        is not done, the answer waits for its client and not for its region.
         """
 
-        def take(frame: Tokens) -> None:
-            if self._take(frame):
-                show(frame.text)
+        def take(frame: Tokens) -> asyncio.Future[None] | None:
+            room = show(frame.text) if self._take(frame) else None
+            if room is not None:
+                self.waiting = False
+                room.add_done_callback(self._has_room)
+            return room
 
         while True:
             frame = await self.next(take)
             if type(frame) is End:
                 return frame
             assert type(frame) is Tokens
-            show(frame.text)
+            room = show(frame.text)
+            if room is not None:
+                await room
 
-    async def next(self, take: Callable[[Tokens], object] | None = None) -> Tokens | End:
+    def _has_room(self, _: object) -> None:
+        self.waiting = self._exchange is not None
+
+    async def next(self, take: Take | None = None) -> Tokens | End:
         """The next piece of the answer, from whichever region can give it.
 
         Raises `AttemptsExhausted`, or `Refused` when no region may be asked. After `End`, do

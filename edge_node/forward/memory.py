@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TypeAlias
 
 from topology.overlay.errors import PathDown
+from topology.overlay.exchange import Take
 from topology.overlay.frames import Accept, End, Request, Tokens
 from topology.paths import PathView
 from topology.routing import RegionView, Views
@@ -40,9 +41,11 @@ class MemoryExchange:
         self._over = isinstance(frame, End)
         return frame
 
-    async def pour(self, take: Callable[[Tokens], object]) -> Accept | End:
+    async def pour(self, take: Take) -> Accept | End:
         while isinstance(frame := await self.next(), Tokens):
-            take(frame)
+            room = take(frame)
+            if room is not None:
+                await room
         return frame
 
     def cancel(self) -> None:

@@ -6,11 +6,11 @@ Made for few requests: it costs two tasks while it runs, and none before or afte
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from edge_node.forward.upstream import Exchange
 from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
+from topology.overlay.exchange import Take
 from topology.overlay.frames import Accept, End, Tokens
 from topology.routing import Candidate
 
@@ -75,9 +75,11 @@ class Race:
                 if frame is not None:
                     return frame
 
-    async def pour(self, take: Callable[[Tokens], object]) -> Accept | End:
+    async def pour(self, take: Take) -> Accept | End:
         while isinstance(frame := await self.next(), Tokens):
-            take(frame)
+            room = take(frame)
+            if room is not None:
+                await room
         return frame
 
     def drop(self, region: str) -> list[Line]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
+from topology.overlay.exchange import Take
 from topology.overlay.frames import Accept, End, Request, Tokens
 from topology.routing import Views
 
@@ -16,9 +16,9 @@ class Exchange(Protocol):
         """The next frame. Raises `RegionFailure`, `PathDown` or `OverlayProtocolError`."""
         ...
 
-    async def pour(self, take: Callable[[Tokens], object]) -> Accept | End:
-        """Every TOKENS to `take` as it arrives; returns the first other frame. Raises as `next`,
-        and whatever `take` does."""
+    async def pour(self, take: Take) -> Accept | End:
+        """Every TOKENS to `take` as it arrives, no more before what it returned is done; returns
+        the first other frame. Raises as `next`, and whatever `take` does."""
         ...
 
     def cancel(self) -> None: ...

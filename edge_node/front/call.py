@@ -44,9 +44,12 @@ class Call:
     `own_id` is ours and unique, `request_id` the client's own where it sent a sane one.
     """
 
-    __slots__ = ("client", "edge", "headers", "http1", "own_id", "request_id", "status", "stream")
+    __slots__ = (
+        "client", "edge", "headers", "http1", "own_id", "request_id", "scope", "status", "stream",
+    )  # fmt: skip
 
     def __init__(self, scope: Any, client: Any, edge: str, own_id: str) -> None:
+        self.scope = scope
         self.client = client
         self.edge = edge
         self.headers = scope.headers

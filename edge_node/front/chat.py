@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,9 +19,11 @@ from edge_node.figures import Figures
 from edge_node.forward.attempts import Ask, Attempts
 from edge_node.forward.forwarder import Forwarder
 from edge_node.front import respond
+from edge_node.front.backlog import acknowledged
 from edge_node.front.body import read
 from edge_node.front.call import Call, ClientGone
-from edge_node.front.replies import EVENTS, JSON, Answer, EventStream, Headers, encode, ending
+from edge_node.front.event_stream import EventStream
+from edge_node.front.replies import EVENTS, JSON, Answer, Headers, encode, ending
 from edge_node.inflight import Cause, Flight, Flights
 from edge_node.serving import Serving
 from runtime.clock import Clock
@@ -183,7 +186,7 @@ class Chat:
         if request.stream:
             end = await self._stream(call, attempts, request, frame, created_s)
         else:
-            end = frame if type(frame) is End else await attempts.pour(len)
+            end = frame if type(frame) is End else await attempts.pour(_hold)
         text = "".join(attempts.text)
         answer = Answer.of(call.own_id, created_s, request.model, text, end)
         if not request.stream:
@@ -207,11 +210,12 @@ class Chat:
         if type(frame) is Tokens:
             await stream.send_bytes(head + events.text(frame.text))
             head = b""
-            events_out = EventStream(stream.send_bytes, events.text)
+            got = partial(acknowledged, call.scope)
+            shown = EventStream(stream.send_bytes, events.text, got)
             try:
-                frame = await attempts.pour(events_out.show)
+                frame = await attempts.pour(shown.show)
             finally:
-                events_out.close()
+                shown.close()
         assert type(frame) is End
         answer = Answer.of(call.own_id, created_s, request.model, "", frame)
         tail = ending(events, request, answer.finish_reason, answer.usage)
@@ -226,6 +230,10 @@ class Chat:
             ("x-tradewind-region", candidate.region),
             ("x-tradewind-path", candidate.path),
         ]
+
+
+def _hold(_: str) -> None:
+    """For answers that go out whole: `Attempts.text` has what came."""
 
 
 def _cache_control(header: Any) -> tuple[bool, bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -38,29 +37,6 @@ class Answer(Struct, frozen=True):
     def size_bytes(self) -> int:
         """About what it takes to keep it, besides Python's own overhead."""
         return len(self.text.encode()) + len(self.completion_id) + len(self.model) + 256
-
-
-class EventStream:
-    """The text of an answer on its way to one client, an event a piece.
-
-    Granian's `send_bytes` hands over to granian's own thread and returns what is done already, so
-    it need not be awaited; a client that has gone is noticed by `Flight`. The client's stream
-    ends when nothing refers to it any more: `close` lets go of it, whatever an exception's
-    traceback still refers to.
-    """
-
-    __slots__ = ("_event_of", "_send")
-
-    def __init__(self, send: Callable[[bytes], object], event_of: Callable[[str], bytes]) -> None:
-        self._send: Callable[[bytes], object] | None = send
-        self._event_of = event_of
-
-    def show(self, text: str) -> None:
-        if text and self._send is not None:
-            self._send(self._event_of(text))
-
-    def close(self) -> None:
-        self._send = None
 
 
 def encode(answer: Answer, request: ChatRequest) -> bytes:

@@ -15,7 +15,8 @@ from topology.overlay.session import ClientSession, ResetCode, reset_code
 if TYPE_CHECKING:
     from topology.overlay.client import ClientConnection
 
-Take: TypeAlias = Callable[[Tokens], object]
+# What it returns, if anything, is to be done before it is given more.
+Take: TypeAlias = Callable[[Tokens], asyncio.Future[None] | None]
 
 _DECODE_BYTES = 4096  # decoded at a time: frames take more memory than their bytes
 
@@ -37,6 +38,7 @@ class Exchange:
         "_held",
         "_refused",
         "_region",
+        "_room",
         "_session",
         "_stream_id",
         "_take",
@@ -62,6 +64,7 @@ class Exchange:
         self._waiter: asyncio.Future[None] | None = None
         self._take: Take | None = None  # of `pour`, while it waits
         self._refused: Exception | None = None  # what it raised
+        self._room: asyncio.Future[None] | None = None  # what it returned
 
     @classmethod
     def failed(cls, region: str, error: TradewindError) -> Exchange:
@@ -109,23 +112,27 @@ class Exchange:
         As `next`, for whoever need not wait between frames: no task is woken for them, which
         is most of what a token costs otherwise. Those that arrive together may be passed on as
         one. What `take` raises is raised here; the frame that it refused is lost then, and so
-        are those that arrived with it.
+        are those that arrived with it. While what it returned is not done, the region is held
+        back once this exchange's window is full.
         """
         while True:
+            if self._refused is not None:
+                refused, self._refused = self._refused, None
+                raise refused
+            if self._room is not None:
+                room, self._room = self._room, None
+                await room
             if self._frames or self._held or self._error is not None or self._fin or self._done:
                 frame = await self.next()
                 if not isinstance(frame, Tokens):
                     return frame
-                take(frame)
+                self._room = take(frame)
                 continue
             self._take = take
             try:
                 await self._wait()
             finally:
                 self._take = None
-            if self._refused is not None:
-                refused, self._refused = self._refused, None
-                raise refused
 
     def cancel(self) -> None:
         """Tell the region that nobody waits any more. May be called at any time, repeatedly."""
@@ -190,9 +197,13 @@ class Exchange:
                 self._wake()
                 break
             try:
-                take(frame)
+                self._room = take(frame)
             except Exception as error:  # noqa: BLE001 - whatever it was, `pour` raises it
                 self._refused = error
+                self._wake()
+                break
+            if self._room is not None:
+                self._frames.extend(frames[number + 1 :])
                 self._wake()
                 break
         self._count_taken(len(data))

@@ -1,0 +1,81 @@
+"""The text of an answer on its way to one client, an event a piece.
+
+Granian takes all that it is given; so this looks, now and then, how far behind its client is, and
+says when no more should come. Then the region's window for this answer closes (QUIC flow control),
+and what waits for a client that does not read is bounded here and there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+# Of an answer, sent and not acknowledged by the client: with more, the rest waits in the region.
+MOST_UNREAD_BYTES = 256 * 1024
+LOOK_EVERY_BYTES = 64 * 1024
+LOOK_AGAIN_S = 0.05
+
+
+class EventStream:
+    """`send` is granian's `send_bytes`, which hands over to granian's own thread and returns what
+    is done already: it need not be awaited, and a client that has gone is noticed by `Flight`.
+
+    `acknowledged` tells how many bytes the client has got since it connected, or None.
+
+    The client's stream ends when nothing refers to `send` any more: `close` lets go of it, whatever
+    an exception's traceback still refers to. `acknowledged` must not refer to it either.
+    """
+
+    __slots__ = (
+        "_acknowledged", "_before", "_event_of", "_look_at", "_room", "_send", "sent_bytes",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        send: Callable[[bytes], object],
+        event_of: Callable[[str], bytes],
+        acknowledged: Callable[[], int | None],
+    ) -> None:
+        self._send: Callable[[bytes], object] | None = send
+        self._event_of = event_of
+        self._acknowledged = acknowledged
+        self._before = acknowledged()
+        self._look_at = LOOK_EVERY_BYTES
+        self._room: asyncio.Future[None] | None = None
+        self.sent_bytes = 0
+
+    def show(self, text: str) -> asyncio.Future[None] | None:
+        """Send a piece. What is returned is done when the client has room for more."""
+        if not text or self._send is None:
+            return None
+        event = self._event_of(text)
+        self._send(event)
+        self.sent_bytes += len(event)
+        if self.sent_bytes < self._look_at:
+            return None
+        return self._look()
+
+    def close(self) -> None:
+        self._send = None
+        if self._room is not None:
+            self._room.cancel()
+
+    def _look(self) -> asyncio.Future[None] | None:
+        if self._unread() <= MOST_UNREAD_BYTES:
+            self._look_at = self.sent_bytes + LOOK_EVERY_BYTES
+            return None
+        if self._room is None or self._room.done():
+            self._room = asyncio.ensure_future(self._until_read())
+        return self._room
+
+    async def _until_read(self) -> None:
+        while self._unread() > MOST_UNREAD_BYTES // 2:  # noqa: ASYNC110 - the kernel tells nobody
+            await asyncio.sleep(LOOK_AGAIN_S)
+        self._look_at = self.sent_bytes + LOOK_EVERY_BYTES
+
+    def _unread(self) -> int:
+        """As far as can be known: 0 where it cannot."""
+        now = self._acknowledged() if self._before is not None else None
+        if now is None or self._before is None:
+            return 0
+        return self.sent_bytes - max(0, now - self._before)
