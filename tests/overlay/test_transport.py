@@ -208,3 +208,21 @@ def test_keys_change_by_themselves_over_and_over(loss: float) -> None:
         assert pair.run(60, lambda stream=stream: stream in echo.done), n
     assert pair.client._rekey_at > 1000
     assert len(echo.done) == 60
+
+
+def test_that_the_peer_has_closed_is_told_at_once() -> None:
+    pair = Pair(delay_s=0.2).connect()
+    pair.run(5.0)
+    ends: list[tuple[float, events.ConnectionTerminated]] = []
+
+    def note(event: events.QuicEvent) -> None:
+        if isinstance(event, events.ConnectionTerminated):
+            ends.append((pair.now, event))
+
+    pair.on_client = note
+    closed = pair.now
+    pair.server.close(reason_phrase="shutting down")
+    assert pair.run(5.0, lambda: bool(ends))
+    [(at, event)] = ends
+    assert event.reason_phrase == "shutting down"
+    assert at - closed < 0.25  # half a round trip; aioquic alone would say so 1.3 s later

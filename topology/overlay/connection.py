@@ -10,7 +10,9 @@ from itertools import islice
 from typing import Any, cast
 
 from aioquic import tls
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicReceiveContext
 from aioquic.quic.packet import QuicProtocolVersion
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -134,6 +136,16 @@ class OverlayConnection(Transport):
             expected=space.largest_received_packet,
             rtt_s=self.latest_rtt_s,
         )
+
+    def _handle_connection_close_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        """The peer ended it: say so now. aioquic says so once it has drained (RFC 9000, section
+        10.2.2), three retransmission timeouts later, while requests could go on elsewhere."""
+        known = self._close_event
+        super()._handle_connection_close_frame(context, frame_type, buf)
+        if known is None and self._close_event is not None:
+            self._events.append(self._close_event)
 
     # Mutual authentication
 
