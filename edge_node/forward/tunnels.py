@@ -17,7 +17,7 @@ Which way is taken is settled in `topology.paths`, and who takes it in `topology
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeAlias
 
 from edge_node.forward.doubts import Doubts
@@ -84,7 +84,8 @@ class Tunnels:
         self._views: Views = {}
         self._views_until = 0.0
         self._review: asyncio.TimerHandle | None = None
-        self._settled = False  # the relays were chosen for the first time
+        self._due: dict[str, None] = {}  # regions whose relays are to be looked at
+        self._settled = False  # that was done for the first time
         self._closed = False
         self._news = asyncio.Event()
 
@@ -122,7 +123,7 @@ class Tunnels:
 
     def use(self, snapshot: Snapshot) -> None:
         """Follow a new snapshot. Needs a running event loop."""
-        self._snapshot = snapshot
+        before, self._snapshot = self._snapshot, snapshot
         self._choice.use(snapshot.policy.paths)
         for region in snapshot.regions:
             addresses = addresses_of(snapshot, self._edge, region)
@@ -138,7 +139,7 @@ class Tunnels:
             self._doubts.forget(region)
         self._choice.keep(self._roads)
         self.log.keep(self._roads)
-        if self._settled or self._review is None:
+        if self._review is None or _relays_differ(before, snapshot):
             self._review_in(0.0 if self._settled else SETTLE_S)
         self._announce()
 
@@ -234,7 +235,7 @@ class Tunnels:
             return
         if path.relay:
             if self._is_crowded(path.region):
-                self._review_in(0.0)
+                self._review_in(0.0, (path.region,))
             return
         for other in self.paths():
             if other.relay == path.region:
@@ -248,30 +249,39 @@ class Tunnels:
         limit = self._snapshot.policy.paths.relays_per_region
         return road is not None and len(road.relayed) > limit
 
-    def _review_in(self, delay_s: float) -> None:
+    def _review_in(self, delay_s: float, regions: Iterable[str] | None = None) -> None:
+        """Look at the relays of these regions, or all, so much later; and all in `REVIEW_S`."""
         if self._closed:
             return
+        self._due.update(dict.fromkeys(self._roads if regions is None else regions))
         if self._review is not None:
             self._review.cancel()
-        self._review = asyncio.get_running_loop().call_later(delay_s, self._review_relays)
+        self._review = asyncio.get_running_loop().call_later(delay_s, self._review_next)
 
-    def _review_relays(self) -> None:
-        """Keep the relays that are worth it; let others go."""
+    def _review_next(self) -> None:
+        """One region a turn of the loop: with a hundred of them, all would take too long."""
         self._settled = True
-        self._review_in(REVIEW_S)
+        region = next(iter(self._due), "")
+        self._due.pop(region, None)
+        road = self._roads.get(region)
+        if road is not None:
+            self._keep_relays(road)
+        self._review_in(0.0 if self._due else REVIEW_S, () if self._due else None)
+
+    def _keep_relays(self, road: Road) -> None:
+        """Keep the relays that are worth it; let others go."""
         limit = self._snapshot.policy.paths.relays_per_region
-        now = self._clock.now()
-        for road in self._roads.values():
-            held = road.relayed
-            order = self._candidates(road.region, tuple(held)) if limit else ()
-            wanted = road.standby.choose(order, held, road.in_use, limit, now)
-            for relay in held.keys() - set(wanted):
-                road.drop(relay)
-            for relay in wanted:
-                if relay not in held:
-                    path = road.paths[relay] = self._path(road.region, relay)
-                    path.start((self._roads[relay].direct.reached,))
-        self._announce()
+        held = road.relayed
+        order = self._candidates(road.region, tuple(held)) if limit else ()
+        wanted = road.standby.choose(order, held, road.in_use, limit, self._clock.now())
+        for relay in held.keys() - set(wanted):
+            road.drop(relay)
+        for relay in wanted:
+            if relay not in held:
+                path = road.paths[relay] = self._path(road.region, relay)
+                path.start((self._roads[relay].direct.reached,))
+        if held.keys() != set(wanted):
+            self._announce()
 
     def _candidates(self, region: str, kept: tuple[str, ...]) -> tuple[str, ...]:
         """The regions that can relay, best first; those that cannot be reached now are last."""
@@ -284,6 +294,15 @@ class Tunnels:
         road = self._roads.get(region)
         tunnel = road.direct.tunnel if road is not None else None
         return tunnel.rtt_ms if tunnel is not None and tunnel.connected else None
+
+
+def _relays_differ(one: Snapshot, other: Snapshot) -> bool:
+    """Whether other relays may be worth keeping."""
+    return (
+        one.policy.paths != other.policy.paths
+        or one.regions != other.regions
+        or one.links != other.links
+    )
 
 
 def _as(relay: str) -> str:

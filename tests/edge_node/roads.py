@@ -137,8 +137,10 @@ class Roads:
             tunnel.become("up")
 
     def review(self) -> None:
-        """Look at the relays now."""
-        self.tunnels._review_relays()
+        """Look at the relays of all regions now."""
+        self.tunnels._review_in(0.0)
+        for _ in range(len(self.tunnels._due)):
+            self.tunnels._review_next()
 
 
 def onward(relay: str, region: str, rtt_ms: float, **spec: Any) -> dict[str, Any]:
