@@ -18,7 +18,7 @@ from edge_node.errors import (
 )
 from edge_node.inflight import Cause
 from runtime.errors import TradewindError
-from topology.overlay.errors import RegionFailure
+from topology.overlay.errors import OverlayProtocolError, RegionFailure
 from topology.wire.chat import ChatError
 
 RETRY_AFTER_S = 1
@@ -165,6 +165,8 @@ def _exhausted(error: AttemptsExhausted) -> ChatError:
             )
         case RegionSilent() | RegionStalled():
             return _server(504, "region_timeout", f"No answer in time (tried {tried}).")
+        case OverlayProtocolError():
+            return _server(502, "region_faulty", f"The answer made no sense (tried {tried}).")
         case _:
             return _server(503, "region_unreachable", f"The way to it was cut (tried {tried}).")
 

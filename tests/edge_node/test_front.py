@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from edge_node.forward.memory import Answer
 from tests.edge_node.worlds import (
     ACME,
     EUROBANK,
@@ -32,6 +33,7 @@ from tests.edge_node.worlds import (
     upstream,
 )
 from tests.topology.worlds import document
+from topology.overlay.frames import Request, Tokens
 
 
 @pytest.fixture
@@ -306,6 +308,21 @@ async def test_a_region_that_dies_midway_is_not_noticed(stream: bool) -> None:
         else:
             assert reply.json()["choices"][0]["message"]["content"] == TEXT
             assert reply.headers["x-tradewind-region"] == "dubai"
+
+
+async def test_regions_that_talk_nonsense_are_told_from_ways_that_are_cut() -> None:
+    async def nonsense(request: Request, body: bytes) -> Answer:
+        yield Tokens(7, (1,), "x")
+
+    async with running(upstream(**dict.fromkeys(RTT_MS, nonsense))) as edge:
+        edge.app.forwarder.budget.min_per_s = 1e-9  # one retry, and never another
+        for stream in (False, True):
+            reply = await post(edge, ask(stream=stream))
+            assert (reply.status_code, error(reply)["code"]) == (502, "region_faulty")
+        metrics = edge.app.metrics.expose().decode()
+    assert "tradewind_edge_retry_budget_spent_total 1.0" in metrics
+    assert "tradewind_edge_retry_budget_refused_total 2.0" in metrics
+    assert "tradewind_edge_retried_total 1.0" in metrics
 
 
 async def test_a_stream_that_nobody_can_continue_ends_with_an_error() -> None:
