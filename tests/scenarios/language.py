@@ -9,6 +9,7 @@ A line is one of these; `#` begins a comment, and TIME is `2s` or `300ms`:
     at TIME loss SHARE | rtt TIME | jitter TIME | bandwidth RATE LINK... [out|back] [for TIME]
     at TIME flap UP/DOWN [random] LINK... [out|back] [for TIME]
     at TIME kill | start | stop | resume | hang | unhang PROCESS
+    at TIME wait
     expect path EDGE REGION direct | via REGION within TIME
     expect served EDGE TENANT by REGION... within TIME
     expect answer EDGE TENANT STATUS ["TEXT"] within TIME
@@ -51,6 +52,7 @@ from tests.scenarios.story import (
     Story,
     Streams,
     TokensEqual,
+    Wait,
     Way,
     World,
     to_region,
@@ -203,8 +205,11 @@ class _Parser:
             if at_s < before.at_s:
                 raise Mistake(f"{at_s:g}s is before the step on line {before.line}")
         verb = rest.word()
-        if verb in _VERBS:
-            action: Links | Process = self._process(verb, rest)
+        if verb == "wait":
+            rest.end()
+            action: Links | Process | Wait = Wait()
+        elif verb in _VERBS:
+            action = self._process(verb, rest)
         else:
             action = self._links(verb, rest)
         self._steps.append(Step(self._line, at_s, action))
@@ -361,5 +366,5 @@ def _figures(verb: str, rest: Rest) -> dict[str, Any]:
         return {f"{verb}_ms": rest.value(units.milliseconds)}
     if verb == "bandwidth":
         return {"bandwidth_bit_per_s": rest.value(units.bandwidth)}
-    known = ("cut", "mend", "reset", "loss", "rtt", "jitter", "bandwidth", "flap", *_VERBS)
+    known = ("cut", "mend", "reset", "loss", "rtt", "jitter", "bandwidth", "flap", "wait", *_VERBS)
     raise Mistake(f"a step is {among(known)}, not {verb!r}")

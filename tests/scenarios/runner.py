@@ -14,12 +14,13 @@ from tests.scenarios.story import (
     Awaited,
     ChangesAtMost,
     Count,
-    Links,
     PathIs,
+    Process,
     ServedBy,
     SilenceAtMost,
     Step,
     Story,
+    Wait,
 )
 from tests.scenarios.world import Running
 
@@ -70,7 +71,9 @@ async def run(story: Story, running: Running) -> Told:
 
 async def _act(step: Step, running: Running) -> None:
     action = step.action
-    if not isinstance(action, Links):
+    if isinstance(action, Wait):
+        return
+    if isinstance(action, Process):
         await running.act(action.verb, action.name)
     elif not action.figures:
         await running.wan.reset(action.names, action.way)
@@ -80,20 +83,21 @@ async def _act(step: Step, running: Running) -> None:
 
 async def _await(awaited: Awaited, running: Running, story: Story, told: Told) -> None:
     loop = asyncio.get_running_loop()
-    begun = loop.time()
+    begun = asked = loop.time()
     look = _look(awaited.what, running)
     while True:
-        asked = loop.time()
         found, instead = await look()
-        if asked - begun > awaited.within_s and not (found and asked == begun):
-            text = f"within {awaited.within_s:g}s it was not so, but: {instead}"
-            told.problems.append(f"{story.name}:{awaited.line}: {text}")
-            return
-        if found:
+        late = asked - begun >= awaited.within_s
+        if found and (not late or asked == begun):
             took_ms = (loop.time() - begun) * 1000
             told.awaited.append(f"line {awaited.line} after {took_ms:.0f} ms")
             return
+        if late:
+            text = f"within {awaited.within_s:g}s it was not so, but: {instead}"
+            told.problems.append(f"{story.name}:{awaited.line}: {text}")
+            return
         await asyncio.sleep(_PAUSE_S)
+        asked = loop.time()
 
 
 def _look(

@@ -54,6 +54,11 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """Nothing happens; what is below is looked at then."""
+
+
+@dataclass(frozen=True)
 class PathIs:
     """`path` as an edge names it: `direct`, or `via <region>`."""
 
@@ -88,7 +93,7 @@ class Awaited:
 class Step:
     line: int
     at_s: float
-    action: Links | Process
+    action: Links | Process | Wait
     awaited: tuple[Awaited, ...] = ()
 
 

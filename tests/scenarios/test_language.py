@@ -18,6 +18,7 @@ from tests.scenarios.story import (
     SilenceAtMost,
     Streams,
     TokensEqual,
+    Wait,
     World,
 )
 
@@ -43,6 +44,7 @@ at 2s reset *
 at 3s kill core-dubai
   expect answer london gulfbank 503 "no region" within 2s
   expect served tokyo anyone by singapore frankfurt within 1s
+at 4s wait
 expect failed of gulfbank at least 1
 expect broken 0
 expect changes london frankfurt at most 4
@@ -62,7 +64,7 @@ def test_a_whole_story() -> None:
         Streams(1, "tokyo", "to-dubai", 80),
         Streams(3, "london", "gulfbank", 60),
     )
-    assert [step.at_s for step in story.steps] == [1, 1.5, 1.5, 2, 2, 2, 2, 3]
+    assert [step.at_s for step in story.steps] == [1, 1.5, 1.5, 2, 2, 2, 2, 3, 4]
     assert [step.action for step in story.steps] == [
         Links(("london-frankfurt",), "out", 2000, {"cut": True}),
         Links(("tokyo-singapore", "*-dubai"), "back", 0, {"loss": 0.3}),
@@ -72,6 +74,7 @@ def test_a_whole_story() -> None:
         Links(("london-frankfurt",), "both", 0, {"cut": False, "flap": None}),
         Links(("*",), "both", 0, {}),
         Process("kill", "core-dubai"),
+        Wait(),
     ]
     awaited = [a for step in story.steps for a in step.awaited]
     assert [(a.within_s, a.what) for a in awaited] == [
@@ -107,6 +110,7 @@ def test_a_whole_story() -> None:
         ("at 2s bandwidth fast london-dubai", "no bandwidth"),
         ("at 2s flap 2s london-dubai", "no duration"),
         ("at 2s kill core-oslo", "no process 'core-oslo': there are core-singapore"),
+        ("at 2s wait here", "too much: 'here'"),
         ("at 2s hang edge-london", "no process 'edge-london'"),
         ("at 2s kill core-dubai now", "too much: 'now'"),
         ("at 2000s kill core-dubai", "longer than a story may be"),

@@ -55,3 +55,27 @@ async def test_story(
     told = await run(story, await world_of(story, worlds, tmp_path_factory))
     print(told)
     assert not told.problems, "\n".join(told.problems)
+
+
+WRONG = """
+world: london tokyo; singapore frankfurt dubai
+streams: 1 at london of 20 tokens
+at 100ms wait
+  expect path london frankfurt via dubai within 100ms
+  expect served london anyone by dubai within 0s
+  expect answer london anyone 503 "no" within 0s
+expect failed at least 1
+expect continued at least 1
+expect silence at most 0ms
+expect tokens equal
+"""
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_is_not_so_is_told_with_its_line(
+    worlds: dict[World, Running], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    story = parse("wrong", WRONG)
+    told = await run(story, await world_of(story, worlds, tmp_path_factory))
+    lines = sorted(int(problem.split(":")[1]) for problem in told.problems)
+    assert lines == [5, 6, 7, 8, 9, 10], told.problems
