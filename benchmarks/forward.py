@@ -1,11 +1,12 @@
 """Forwarding: our edge and core over the encrypted overlay, against HTTP routers.
 
-    python -m benchmarks.forward [--json FILE] [--runs 5] [--seconds 5]
+    python -m benchmarks.forward [--json FILE] [--runs 5] [--seconds 5] [--against CHECKOUT]
 
 Ours is wrk -> edge (one worker) -> QUIC with mutual TLS -> core (simulated engine, no service
 time). The peers are wrk -> router -> plain HTTP -> one fast granian worker that answers with
 the same bytes as our core did. All processes share the machine's cores, wrk too, so what a
 request costs each edge or router in CPU time is the steadier figure; it is in the notes.
+`--against` measures another checkout of ours as one more side, `before`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.edge_process import PATH, Site, post, question, wrk
 from benchmarks.harness import (
@@ -115,23 +117,34 @@ def prove(url: str, answer: bytes, *, ours: bool) -> None:
         assert told[part] == expected[part], told
 
 
+def start_ours(stack: ExitStack, folder: Path, **site: Any) -> tuple[Process, str]:
+    folder.mkdir()
+    ours = Site(folder, cache_ttl_s=0, **site)
+    stack.enter_context(ours.start_core())
+    return stack.enter_context(ours.start_edge()), ours.url
+
+
 def main() -> None:
-    options = arguments(__doc__ or "").parse_args()
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another version of ours")
+    parser.add_argument("--no-peers", action="store_true", help="ours alone")
+    options = parser.parse_args()
     ensure_debian(["wrk"])
     report = Report("forward", unit="req/s")
     with ExitStack() as stack:
         BENCH.mkdir(exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix="forward-", dir=BENCH)
         folder = Path(stack.enter_context(temporary))
-        site = Site(folder, cache_ttl_s=0)
-        stack.enter_context(site.start_core())
-        edge = stack.enter_context(site.start_edge())
-        answer, _ = post(site.url, BODY)
-        prove(site.url, answer, ours=True)
+        urls = {"ours": start_ours(stack, folder / "ours")}
+        if options.against is not None:
+            other = {"code": options.against.resolve(), "name": "before-"}
+            urls["before"] = start_ours(stack, folder / "before", **other)
+        answer, _ = post(urls["ours"][1], BODY)
+        for _, url in urls.values():
+            prove(url, answer, ours=True)
         server, backend = start_backend(folder, answer)
         stack.enter_context(server)
-        urls: dict[str, tuple[Process, str]] = {"ours": (edge, site.url)}
-        for name, start in PEERS.items():
+        for name, start in [] if options.no_peers else PEERS.items():
             try:
                 process, port = start(backend)
             except Unavailable as why:
