@@ -197,7 +197,9 @@ class Trial:
     def _went_on(self, hit: Hit, known: int) -> Move | None:
         """How the hit stream, which had `known` tokens, went on another way, by the edge's log;
         None where it stayed."""
-        moves = self._world.moves(hit.stream.edge).get(hit.stream.name, ())
+        edge, strikes = hit.stream.edge, hit.target.strikes
+        moves = self._world.moves(edge).get(hit.stream.name, [])
+        moves = [move for move in moves if not strikes(edge, move.region, move.path)]
         after = [move for move in moves if move.position >= known]
         if self._world.engine == "sim":
             return after[0] if after else None

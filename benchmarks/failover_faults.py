@@ -35,11 +35,15 @@ class Target:
 
     def hits(self, stream: TokenStream) -> bool:
         """Whether a stream is on it, by what its headers said."""
-        if stream.region != self.region or (self.edge and stream.edge != self.edge):
+        return self.strikes(stream.edge, stream.region, stream.path)
+
+    def strikes(self, edge: str, region: str, path: str) -> bool:
+        """Whether a way leads over it."""
+        if region != self.region or (self.edge and edge != self.edge):
             return False
         if self.relay:
-            return stream.path == f"via {self.relay}"
-        return not self.edge or stream.path == "direct"
+            return path == f"via {self.relay}"
+        return not self.edge or path == "direct"
 
 
 # Returns when it was done, on the machine's monotonic clock.
