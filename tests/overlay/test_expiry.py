@@ -20,7 +20,7 @@ async def test_a_connection_does_not_outlive_a_certificate(
     whose: str, ca: Authority, core: Identity, edge: Identity, serve: Serve, connect: Connect
 ) -> None:
     short = ca.issue(whose, core.principal.name if whose == "core" else "tokyo",
-                     days=(-1, 2.5 / 86_400))  # fmt: skip
+                     days=(-1, 3.5 / 86_400))  # fmt: skip
     cancelled: list[int] = []
 
     def think(exchange: ServerExchange) -> None:
@@ -48,7 +48,7 @@ async def test_a_client_that_goes_on_with_a_certificate_that_has_run_out_is_ende
     ca: Authority, core: Identity, serve: Serve, connect: Connect
 ) -> None:
     server = await serve(hold, identity=core)
-    tunnel = await connect(server.port, identity=ca.issue("edge", "tokyo", days=(-1, 2.5 / 86_400)))
+    tunnel = await connect(server.port, identity=ca.issue("edge", "tokyo", days=(-1, 3.5 / 86_400)))
     connection = tunnel._connection
     assert connection is not None
     assert connection._watch is not None
