@@ -50,6 +50,7 @@ def _of(path: Path) -> Iterable[Sample]:
         ("dials_total", "Attempts to connect.", status.connects),
         ("connects_total", "Those that succeeded.", status.connected),
         ("cuts_total", "Working paths that died.", status.path_downs),
+        ("revived_total", "Times that a silent one answered again.", status.revived),
         ("refused_total", "Exchanges beyond its limit.", status.refused_locally),
     )
     for name, text, value in figures:

@@ -16,6 +16,7 @@ from topology.paths import UP, PathView, RegionPaths
 from topology.wire.path_reports import PathReport
 
 QUEUE_WEIGHT = 0.25  # of the newest figure that a region gave
+QUEUE_MAX_MS = 60_000.0  # whatever it says
 QUEUE_HALF_LIFE_S = 10.0  # of what it said last, while it says nothing
 
 
@@ -76,8 +77,10 @@ class Road:
 
     def note_queue(self, queue_ms: float, now: float) -> None:
         """The region said that a request waits so long there."""
+        if not queue_ms >= 0.0:  # or no number
+            return
         before = self.queue_ms(now)
-        self._queue_ms = before + QUEUE_WEIGHT * (queue_ms - before)
+        self._queue_ms = before + QUEUE_WEIGHT * (min(queue_ms, QUEUE_MAX_MS) - before)
         self._queue_at = now
 
     def queue_ms(self, now: float) -> float:

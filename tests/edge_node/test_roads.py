@@ -281,6 +281,18 @@ async def test_a_distrusted_region_is_not_reachable_for_a_while(world: Roads) ->
     assert kinds(world) == []
 
 
+async def test_a_region_that_comes_anew_is_trusted(world: Roads) -> None:
+    model = document("Model", "small", regions=["frankfurt"], context_tokens=10)
+    route = document("Route", "all", models=["*"], tenants=["*"], regions=["frankfurt"])
+    config = snapshot(model, route)
+    await begun(world, config)
+    world.tunnels.distrust("dubai", "no tokens for 1000 ms")
+    world.tunnels.use(config.changed(2, [], [Key("Region", "dubai"), Key("Link", "london-dubai")]))
+    world.tunnels.use(config)
+    world.of("dubai")[-1].become("up")
+    assert world.reachable("dubai")
+
+
 @pytest.mark.parametrize(("tenant", "chosen"), [("acme", "dubai"), ("eurobank", "frankfurt")])
 async def test_a_distrusted_region_is_better_than_none(
     world: Roads, tenant: str, chosen: str
@@ -344,6 +356,18 @@ async def test_what_a_region_says_of_its_queue_is_averaged_and_fades(world: Road
         world.tunnels.views()
     assert world.tunnels.views()["dubai"].queue_ms < 5.0
     world.tunnels.note_queue("atlantis", 1.0)
+
+
+async def test_a_region_that_lies_about_its_queue_is_left_for_minutes_at_most(
+    world: Roads,
+) -> None:
+    await begun(world)
+    for queue_ms in (1e12, float("nan"), float("inf"), -1.0):
+        world.tunnels.note_queue("dubai", queue_ms)
+    for _ in range(600):
+        world.clock.advance(0.3)
+        assert world.tunnels.views()["dubai"].queue_ms <= 60_000.0
+    assert world.tunnels.views()["dubai"].queue_ms < 5.0
 
 
 # Seeing

@@ -169,6 +169,23 @@ async def test_a_core_that_does_not_answer_gives_way_to_the_next(world: Roads) -
     assert [t.state for t in world.of("frankfurt")] == ["closed", "closed", "up"]
 
 
+async def test_a_tunnel_that_was_let_go_moves_nobody(world: Roads) -> None:
+    cores = ("10.0.0.1:1", "10.0.0.2:1")
+    world.tunnels.use(snapshot(addressed("frankfurt", *cores)))
+    (old,) = world.of("frankfurt")
+    old.become("up")
+    old.open_exchanges = 1
+    world.tunnels.use(snapshot(addressed("frankfurt", *cores[::-1])))
+    world.of("frankfurt")[1].become("up")
+    world.tunnels.use(snapshot(addressed("frankfurt", *cores)))
+    world.of("frankfurt")[2].become("up")
+    assert not old.closed
+    old.become("waiting")  # it has the address that is in use now
+    await asyncio.sleep(0.02)
+    assert len(world.of("frankfurt")) == 3
+    assert world.reachable("frankfurt")
+
+
 async def test_cores_that_refuse_at_once_are_not_tried_in_a_circle_without_a_pause(
     world: Roads,
 ) -> None:
