@@ -61,7 +61,7 @@ class World:
             "identity": {k: str(getattr(files, k)) for k in ("certificate", "key", "ca")},
             "overlay": {"host": "127.0.0.1", "port": self.ports[name]},
             "engine": "sim",
-            "sim": SLOW,
+            "sim": {**SLOW, "hang_while": str(self.hang(name))},
             "model": MODEL,
         }
         path = self.directory / f"{name}.yaml"
@@ -70,6 +70,10 @@ class World:
             sys.executable, "-m", "region_core", "run", "--settings", str(path),
             stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
+
+    def hang(self, name: str) -> Path:
+        """While this file is there, the region's engine ends no step."""
+        return self.directory / f"{name}.hang"
 
     async def kill(self, name: str) -> None:
         self.cores[name].kill()
@@ -208,12 +212,27 @@ async def test_a_stream_leaves_a_drained_region_word_for_word(world: World) -> N
     assert again.headers["x-tradewind-region"] == "dubai"
 
 
-async def test_a_region_that_is_stopped_is_left_and_its_streams_go_on(world: World) -> None:
-    expected = (await world.whole(seed=12)).json()
+async def test_a_region_that_hangs_or_is_stopped_is_left_and_its_streams_go_on(
+    world: World,
+) -> None:
+    loop = asyncio.get_running_loop()
+    expected = (await world.whole(seed=12)).json()["choices"][0]["message"]["content"]
+    disturbed_s = 0.0
+
+    async def hang(region: str) -> None:
+        nonlocal disturbed_s
+        disturbed_s = loop.time()
+        world.hang(region).touch()
+
+    hung, found = await _stream_and(world, 12, hang)
+    assert (hung, streamed_text(found)) == ("frankfurt", expected)
+    assert loop.time() - disturbed_s < 8.0  # the limit for silence is 20 s
+    assert (await world.whole(seed=12)).headers["x-tradewind-region"] == "dubai"
 
     async def stop(region: str) -> None:
         world.cores[region].send_signal(signal.SIGSTOP)
 
     stopped, found = await _stream_and(world, 12, stop)
-    assert streamed_text(found) == expected["choices"][0]["message"]["content"]
+    assert (stopped, streamed_text(found)) == ("dubai", expected)
     world.cores[stopped].send_signal(signal.SIGCONT)
+    world.hang(hung).unlink()
