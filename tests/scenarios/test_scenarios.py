@@ -47,16 +47,6 @@ async def world_of(
     return running
 
 
-@pytest.mark.parametrize("story", STORIES, ids=[story.name for story in STORIES])
-@pytest.mark.asyncio(loop_scope="module")
-async def test_story(
-    story: Story, worlds: dict[World, Running], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    told = await run(story, await world_of(story, worlds, tmp_path_factory))
-    print(told)
-    assert not told.problems, "\n".join(told.problems)
-
-
 WRONG = """
 world: london tokyo; singapore frankfurt dubai
 streams: 1 at london of 20 tokens
@@ -79,3 +69,13 @@ async def test_what_is_not_so_is_told_with_its_line(
     told = await run(story, await world_of(story, worlds, tmp_path_factory))
     lines = sorted(int(problem.split(":")[1]) for problem in told.problems)
     assert lines == [5, 6, 7, 8, 9, 10], told.problems
+
+
+@pytest.mark.parametrize("story", STORIES, ids=[story.name for story in STORIES])
+@pytest.mark.asyncio(loop_scope="module")
+async def test_story(
+    story: Story, worlds: dict[World, Running], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    told = await run(story, await world_of(story, worlds, tmp_path_factory))
+    print(told)
+    assert not told.problems, "\n".join(told.problems)

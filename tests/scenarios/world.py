@@ -49,7 +49,7 @@ SIM = {
 }
 # What was broken is preferred again soon after it is mended: stories are short.
 RULES = PathPolicy()
-POLICY = {"paths": {"failback_s": 0.2}}
+POLICY = {"paths": {"failback_s": 0.1}}
 
 
 class Running:
