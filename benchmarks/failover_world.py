@@ -38,6 +38,8 @@ MOVED = "a request goes on elsewhere"  # the edge's log of it
 # As engines on such a GPU are set up: a whole prompt at once, and several prompts in one step.
 SCHEDULING = {"slots": 96, "chunk_tokens": 1024, "step_tokens": 4096}
 
+WAY_UP = "tradewind_edge_tunnel_connected{"
+DOUBTED = "tradewind_edge_region_doubted{"
 PATH_CHANGED = "path"
 
 # The simulated engine, quicker than the lab's: 50 tokens a second for each sequence, and the
@@ -179,10 +181,12 @@ class World:
         self.processes[name] = Process(f"{self.geography.name}-{name}", self._commands[name])
 
     async def is_up(self, edge: str) -> bool:
-        """Whether an edge reaches every region, by all of the ways that it keeps."""
+        """Whether an edge reaches every region, by all of the ways that it keeps, and doubts
+        none of them."""
         found = await self.metrics(edge)
-        ways = [value for name, value in found.items() if _is_way(name)]
-        return len(ways) >= len(self.geography.regions) and all(ways)
+        ways = [value for name, value in found.items() if name.startswith(WAY_UP)]
+        doubted = [value for name, value in found.items() if name.startswith(DOUBTED)]
+        return len(ways) >= len(self.geography.regions) and all(ways) and not any(doubted)
 
     async def metrics(self, edge: str) -> dict[str, float]:
         """`name{labels}` -> value, of what an edge exposes; empty when it does not answer."""
@@ -315,10 +319,6 @@ class Move:
 
 def encode(body: Mapping[str, Any]) -> bytes:
     return msgspec.json.encode(body)
-
-
-def _is_way(metric: str) -> bool:
-    return metric.startswith("tradewind_edge_tunnel_connected{")
 
 
 def signal_all(pid: int, number: int) -> None:
