@@ -247,7 +247,8 @@ class Attempts:
             ask.tenant,
             ask.model,
             max(1, int((self._flight.deadline - now) * 1000)),
-            ask.priority,
+            # An answer that has begun goes before a new one of its tier, where a queue is full.
+            max(0, ask.priority - 1) if self.ids else ask.priority,
             ways.count,
             ask.stream,
             tuple(self.ids),

@@ -58,6 +58,7 @@ async def test_a_cut_in_the_middle_is_continued_with_what_the_client_has() -> No
     await trip.run()
     assert trip.text == TEXT
     assert regions.sent[1][1].resume_tokens == (1000, 1001, 1002, 1003)
+    assert [request.priority for _, request, _ in regions.sent] == [3, 2]  # it had its turn
     assert trip.figures.resumed == 1
 
 
