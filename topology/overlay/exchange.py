@@ -95,16 +95,7 @@ class Exchange:
                 self._finish()
             else:
                 await self._wait()
-        frame = self._frames.popleft()
-        if isinstance(frame, Failure):
-            self._end()
-            raise RegionFailure(self._region, frame)
-        if isinstance(frame, Relayed):
-            self._end()
-            raise OverlayProtocolError("RELAYED where an answer goes on")
-        if isinstance(frame, End):
-            self._end()
-        return frame
+        return self._pop()
 
     async def pour(self, take: Take) -> Accept | End:
         """Give TOKENS to `take` in the very turn in which they arrive, and return what comes after.
@@ -123,7 +114,7 @@ class Exchange:
                 room, self._room = self._room, None
                 await room
             if self._frames or self._held or self._error is not None or self._fin or self._done:
-                frame = await self.next()
+                frame = self._pop() if self._frames else await self.next()
                 if not isinstance(frame, Tokens):
                     return frame
                 self._room = take(frame)
@@ -161,6 +152,18 @@ class Exchange:
         self._wake()
 
     # Inside
+
+    def _pop(self) -> Accept | Tokens | End:
+        frame = self._frames.popleft()
+        if isinstance(frame, Failure):
+            self._end()
+            raise RegionFailure(self._region, frame)
+        if isinstance(frame, Relayed):
+            self._end()
+            raise OverlayProtocolError("RELAYED where an answer goes on")
+        if isinstance(frame, End):
+            self._end()
+        return frame
 
     async def _wait(self) -> None:
         if self._waiter is not None:
