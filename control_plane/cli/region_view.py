@@ -62,6 +62,7 @@ def _state(
         "target": target,
         "paused": told.paused or None if told is not None and override else None,
         "expires_s": spec.get("expires_s"),
+        "deadline_s": spec.get("deadline_s"),
         "by": override["author"] if override else None,
         "reason": spec.get("reason"),
     }

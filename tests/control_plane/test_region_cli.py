@@ -121,6 +121,7 @@ def test_a_drain_has_a_deadline_for_what_still_runs_there(desk: Desk) -> None:
     desk.ok("region", "drain", "dubai", "--no-wait", *WHY)
     assert desk.overrides()["dubai"].deadline_s is None
     desk.ok("region", "failover", "dubai", "--deadline", "2m", "--no-wait", *WHY)
+    assert desk.state("dubai")["deadline_s"] == 120.0
     assert desk.overrides()["dubai"].deadline_s == 120.0
     desk.ok("region", "drain", "dubai", "--deadline", "0s", "--no-wait", *WHY)
     assert desk.overrides()["dubai"].deadline_s == 0.0
