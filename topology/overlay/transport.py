@@ -397,7 +397,7 @@ class Transport(Receipt):
             return _Outcome.DONE  # it waits for a window, and MAX_STREAM_DATA will wake it
         data, fin = piece
         length = len(data)
-        # What `start_frame` does, a third of a small frame's cost. There is room: see above.
+        # What `start_frame` does, a quarter of a small frame's cost. There is room: see above.
         packet: Any = builder._packet
         buf = builder._buffer
         packet.is_ack_eliciting = packet.in_flight = True
