@@ -31,6 +31,7 @@ from edge_node.errors import (
 from edge_node.figures import Figures
 from edge_node.forward.blame import blames_tokens, is_clients_fault, is_death
 from edge_node.forward.race import Line, LineError, Race
+from edge_node.forward.received import Received
 from edge_node.forward.upstream import Exchange
 from edge_node.forward.ways import Ways
 from edge_node.inflight import PASSING, Cause, Flight
@@ -62,9 +63,6 @@ class Ask(Struct, frozen=True):
     hedge: bool = False  # a second one may be sent when the first token is late
 
 
-# An answer's text may be this long for each token it may have: far more than any vocabulary has,
-# so that a region gone mad cannot fill this process.
-CHARACTERS_PER_TOKEN = 256
 # Of the limit for a first token: later than that, a hedge does not wait.
 HEDGE_AT_MOST = 0.5
 FOREVER = float("inf")
@@ -85,14 +83,11 @@ class Attempts:
         "_hedged",
         "_home",
         "_left",
-        "_most_characters",
         "_opened",
-        "_owed",
         "_owner",
-        "_resumable",
+        "_pouring",
+        "_received",
         "_shown",
-        "_size",
-        "_tail",
         "_ways",
         "candidate",
         "ids",
@@ -116,19 +111,16 @@ class Attempts:
         self._failures = 0  # regions that failed, refused or were silent
         self._hedged = False
         self._accepted = False  # by the attempt under way
-        self._resumable = True
         self._shown = False  # the client has been sent part of this answer
-        self._tail = ""  # text behind the last token: the answer ends there
-        self._owed = ""  # the part of it that an attempt after that has yet to repeat
-        self._size = 0  # of the text, in characters
-        self._most_characters = ask.most_tokens * CHARACTERS_PER_TOKEN
         self._opened = 0.0  # when the attempt under way began; 0: its first token has come
         self.candidate: Candidate | None = None
         self.waiting = False  # for a region, in `next`
         self.seen = -1  # see `progress.Stream`
         self.moved_at = 0.0
-        self.ids: list[int] = []
-        self.text: list[str] = []
+        self._pouring = False  # its region is waited for in `pour`
+        self._received = Received(ask.most_tokens)
+        self.ids = self._received.ids
+        self.text = self._received.text
 
     @property
     def tried(self) -> list[str]:
@@ -142,8 +134,10 @@ class Attempts:
         is not done, the answer waits for its client and not for its region.
         """
 
+        receive = self._received.take
+
         def take(frame: Tokens) -> asyncio.Future[None] | None:
-            room = show(frame.text) if self._take(frame) else None
+            room = show(frame.text) if receive(frame) else None
             if room is not None:
                 self.waiting = False
                 room.add_done_callback(self._has_room)
@@ -159,7 +153,14 @@ class Attempts:
                 await room
 
     def _has_room(self, _: object) -> None:
-        self.waiting = self._exchange is not None
+        self.waiting = self._pouring
+
+    async def _pour(self, exchange: Exchange, take: Take) -> Accept | End:
+        self._pouring = True
+        try:
+            return await exchange.pour(take)
+        finally:
+            self._pouring = False
 
     async def next(self, take: Take | None = None) -> Tokens | End:
         """The next piece of the answer, from whichever region can give it.
@@ -174,7 +175,7 @@ class Attempts:
                 if take is None or self._opened:
                     frame = await exchange.next()
                 else:
-                    frame = await exchange.pour(take)
+                    frame = await self._pour(exchange, take)
                 self.waiting = False
                 if type(frame) is Tokens:
                     if self._take(frame):
@@ -214,8 +215,7 @@ class Attempts:
         self.candidate = candidate
         self._opened = now
         self._accepted = False
-        self._owed = self._tail
-        self._size = sum(map(len, self.text))
+        self._received.goes_on()
         self.seen = -1
         self._flight.stage(*self._first_limit(candidate, now))
         self._exchange = self._send(candidate, now)
@@ -262,57 +262,23 @@ class Attempts:
 
     def _take(self, frame: Tokens) -> bool:
         """Whether the client is to get it; raises `OverlayProtocolError` where it cannot be."""
-        ids, known = frame.ids, self.ids
-        if frame.position != len(known):
-            raise OverlayProtocolError(
-                f"tokens from {frame.position} on, where {len(known)} were known"
-            )
-        size = self._size + len(frame.text)
-        if size > self._most_characters:
-            raise OverlayProtocolError(f"an answer of {size} characters")
-        if not ids:
-            if not self._take_text(frame.text):
-                return False
-        elif self._tail:
-            raise OverlayProtocolError("a token behind the end of the answer")
-        elif len(known) + len(ids) > self._ask.most_tokens:
-            raise OverlayProtocolError(f"an answer of {len(known) + len(ids)} tokens")
-        if self._opened:
-            self._begun()
-        if ids:
-            known.extend(ids)
-        self._size = size
-        self.text.append(frame.text)
-        return True
+        if not self._opened:
+            return self._received.take(frame)
+        known = len(self.ids) if self.text else None
+        taken = self._received.take(frame)
+        if taken or frame.text:
+            self._begun(known)
+        return taken
 
-    def _take_text(self, text: str) -> bool:
-        """Of a piece without tokens: all of a foreign engine's are, and what another holds back
-        until its answer ends, which one that carries on from there repeats."""
-        if not text:
-            self._size += 1  # or there would be no end of them
-            return False
-        if not self.ids:
-            self._resumable = False
-        elif not self._owed:
-            self._tail += text
-        elif self._owed.startswith(text):
-            self._owed = self._owed[len(text) :]
-            if self._opened:
-                self._begun()
-            return False
-        else:
-            raise OverlayProtocolError("another end of the answer than the client has")
-        return True
-
-    def _begun(self) -> None:
-        """The attempt's first token is here."""
+    def _begun(self, known: int | None) -> None:
+        """The attempt's first token is here. `known`: those before it, where it goes on."""
         assert self.candidate is not None  # it has sent it
         took_s = self._owner.now() - self._opened
         count = self._count()
         count.first_tokens += 1
         count.first_token_s += took_s
-        if self.text:
-            self._note_move(self.candidate)
+        if known is not None:
+            self._note_move(self.candidate, known)
         else:
             self._owner.first_tokens.add(self.candidate.region, took_s)
         self._opened = 0.0
@@ -320,25 +286,21 @@ class Attempts:
         self._shown = self._ask.stream
         self._flight.stage(FOREVER, Cause.SILENCE)  # `Watch` sees to it from now on
 
-    def _note_move(self, candidate: Candidate) -> None:
+    def _note_move(self, candidate: Candidate, position: int) -> None:
         """The answer goes on from there, after so many tokens."""
         log.debug(
             "a request goes on elsewhere",
             request_id=self._ask.request_id,
             region=candidate.region,
             path=candidate.path,
-            position=len(self.ids),
+            position=position,
             tried=self.tried,
         )
 
     def _finish(self, end: End) -> None:
-        known = len(self.ids)
-        if known and self._resumable and end.completion_tokens != known:
-            raise OverlayProtocolError(f"an end after {end.completion_tokens} of {known} tokens")
-        if self._owed:
-            raise OverlayProtocolError("an end before the one that the client has")
+        self._received.check(end)
         if self._opened:
-            self._begun()
+            self._begun(len(self.ids) if self.text else None)
         self._exchange = None
         self._owner.upstream.trust(self.region)
         count = self._count()
@@ -367,20 +329,15 @@ class Attempts:
                 self._count_lost()
             raise AttemptsExhausted(error, tuple(self.tried), self._shown) from error
         # What nobody has seen is not carried on from a region that lies.
-        if not self._resumable or (not self._shown and isinstance(error, OverlayProtocolError)):
-            self._begin_anew()
+        if not self._received.resumable or (
+            not self._shown and isinstance(error, OverlayProtocolError)
+        ):
+            self._received.begin_anew()
 
     def _drop(self) -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.cancel()
-
-    def _begin_anew(self) -> None:
-        self.ids.clear()
-        self.text.clear()
-        self._size = 0
-        self._tail = ""
-        self._resumable = True
 
     def _rule_out(self, candidate: Candidate, error: AttemptError) -> None:
         if isinstance(error, PathDown):
@@ -391,7 +348,7 @@ class Attempts:
 
     def _may_go_on(self, error: AttemptError) -> bool:
         """Whether there is a way to go, which is then `_coming`."""
-        if self._shown and not self._resumable:
+        if self._shown and not self._received.resumable:
             return False
         # A frame that breaks the protocol says nothing about the request; others may be sane.
         if not (error.retryable or isinstance(error, OverlayProtocolError)):
@@ -435,7 +392,7 @@ class Attempts:
     def may_move(self) -> bool:
         return (
             self.waiting
-            and self._resumable
+            and self._received.resumable
             and self._home is None
             and type(self._exchange) is not Race
             and self._elsewhere() is not None
@@ -477,7 +434,7 @@ class Attempts:
             return
         self._ways.close(region)
         decision = self._owner.choice.decide(self._ask.tenant, self._ask.model)
-        going = self._resumable or not self._shown
+        going = self._received.resumable or not self._shown
         if going and self._ways.next(decision.candidates) is not None:
             self._figures.stalled += 1
             self._fail(RegionStalled(region))
