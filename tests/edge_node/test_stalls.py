@@ -54,12 +54,13 @@ async def test_all_go_on_elsewhere_after_a_second(pour: bool) -> None:
     engine, regions = world()
     trips = await begun(engine, regions)
     running = [asyncio.create_task(trip.run(pour=pour)) for trip in trips]
-    while engine.given < len(MANY) + 30:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while engine.given < len(MANY) + 30:
+            await asyncio.sleep(0.01)
     engine.hangs.set()
     begin = asyncio.get_running_loop().time()
     await asyncio.gather(*running)
-    assert STALL_LEAST_S * 0.9 <= asyncio.get_running_loop().time() - begin < 2.5
+    assert STALL_LEAST_S * 0.9 <= asyncio.get_running_loop().time() - begin < 4.0
     assert [trip.text for trip in trips] == ["".join(MANY)] * 3
     [(region, why)] = regions.distrusted
     assert region == "frankfurt"
@@ -76,8 +77,9 @@ async def test_where_nobody_else_may_go_on_it_stays_and_waits_for_as_long_as_all
         other.attempts.close()
         other.flights.close(other.flight)
     running = asyncio.create_task(trip.run())
-    while engine.given < len(MANY) + 10:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while engine.given < len(MANY) + 10:
+            await asyncio.sleep(0.01)
     engine.hangs.set()
     begin = asyncio.get_running_loop().time()
     with pytest.raises(AttemptsExhausted) as caught:
