@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from region_core.engine.base import FinishReason
 from region_core.errors import Refused
+from region_core.scheduling.admission import Refusal
 from topology.overlay.frames import ErrorCode
 from topology.wire.chat import ChatRequest
 
@@ -32,7 +33,8 @@ class Failed(Struct, frozen=True):
     """Why there is no answer, or no more of it.
 
     `code` is the overlay's, `status` the HTTP status that fits, `param` the field at fault,
-    and `reason` OpenAI's `error.code` where it says more than `code`.
+    and `reason` OpenAI's `error.code` where it says more than `code`. `cause` is for our own
+    metrics, `retry_after_ms` when to try again, if anybody knows.
     """
 
     code: ErrorCode
@@ -41,6 +43,8 @@ class Failed(Struct, frozen=True):
     retryable: bool
     param: str | None = None
     reason: str | None = None
+    retry_after_ms: int | None = None
+    cause: str | None = None
 
     @classmethod
     def of(cls, refused: Refused) -> Failed:
@@ -92,8 +96,27 @@ class Ticket(Protocol):
 # Refusals, each worded once.
 
 
-def overloaded(waiting: int) -> Failed:
-    return Failed("overloaded", f"The region is full: {waiting} requests wait already.", 503, True)
+def overloaded(waiting: int, retry_after_ms: int, cause: str = "full") -> Failed:
+    message = f"The region is full: {waiting} requests wait already."
+    return Failed("overloaded", message, 503, True, retry_after_ms=retry_after_ms, cause=cause)
+
+
+def foreseen(refusal: Refusal, retry_after_ms: int) -> Failed:
+    """The forecast says that it cannot be in time."""
+    return Failed(
+        "overloaded",
+        refusal.message,
+        503,
+        refusal.retryable,
+        retry_after_ms=retry_after_ms if refusal.retryable else None,
+        cause=refusal.reason,
+    )
+
+
+def given_up() -> Failed:
+    """It waited longer than was foreseen; it may be in time elsewhere, just."""
+    message = "The region is full: the answer could no longer be in time."
+    return Failed("overloaded", message, 503, True, cause="given_up")
 
 
 def draining() -> Failed:

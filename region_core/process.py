@@ -19,7 +19,7 @@ from region_core.ingress.http import HttpApp
 from region_core.ingress.listener import Listener
 from region_core.ingress.overlay import OverlayIngress
 from region_core.prepare import Offer
-from region_core.report import samples
+from region_core.report import forecast_samples, samples
 from region_core.scheduling.batcher import Limits
 from region_core.service import CoreService
 from region_core.settings import CoreSettings
@@ -53,7 +53,7 @@ class Core:
         self._clock = clock
         self.metrics = Metrics()
         limits, offer = limits_of(settings), offer_of(settings, engine)
-        self.service = CoreService(engine, offer, limits, clock)
+        self.service = CoreService(engine, offer, limits, clock, rng)
         self.ingress = OverlayIngress(self.service, settings.region, clock)
         self.overlay: OverlayServer | None = None
         self.http: Listener | None = None
@@ -144,7 +144,9 @@ class Core:
         return relaying.address_of(self.snapshot, self._settings.region, region, turn)
 
     def _samples(self) -> Iterable[Sample]:
-        yield from samples(self.service.report(), self.service.counters, self.service.steps)
+        service = self.service
+        yield from samples(service.report(), service.counters, service.steps)
+        yield from forecast_samples(service.forecast, service.waiting_by_urgency)
         said = self.service.engine.description
         labels = {"engine": said.engine, "device": said.device, "dtype": said.dtype}
         yield Sample("tradewind_core_engine", "What runs here.", 1, labels)

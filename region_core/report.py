@@ -6,11 +6,12 @@ Envoy and gRPC clients read them too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 
+from region_core.scheduling.forecast import Forecast
 from runtime.metrics import Sample
 
 
@@ -60,8 +61,8 @@ class Counters:
     """What a core has done since it started; plain integers, read at scrape time."""
 
     __slots__ = (
-        "accepted", "cancelled", "completion_tokens", "failed", "finished", "prompt_tokens",
-        "sink_errors",
+        "accepted", "cancelled", "completion_tokens", "failed", "finished", "overloads",
+        "prompt_tokens", "sink_errors",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -69,6 +70,7 @@ class Counters:
         self.cancelled = 0
         self.finished: dict[str, int] = {"stop": 0, "length": 0}
         self.failed: dict[str, int] = {}
+        self.overloads: dict[str, int] = {}  # failed for want of room or time, by cause
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.sink_errors = 0
@@ -102,6 +104,8 @@ def samples(report: LoadReport, counters: Counters, steps: StepFigures) -> Itera
         yield Sample(gauge + "finished_total", "Answers given.", count, {"reason": reason})
     for code, count in counters.failed.items():
         yield Sample(gauge + "failed_total", "Requests that failed.", count, {"code": code})
+    for cause, count in counters.overloads.items():
+        yield Sample(gauge + "refused_total", "For want of room or time.", count, {"cause": cause})
     yield Sample(gauge + "prompt_tokens_total", "Of requests taken on.", counters.prompt_tokens)
     yield Sample(gauge + "completion_tokens_total", "Given out.", counters.completion_tokens)
     yield Sample(gauge + "sink_errors_total", "Ingress errors.", counters.sink_errors)
@@ -110,3 +114,37 @@ def samples(report: LoadReport, counters: Counters, steps: StepFigures) -> Itera
     yield Sample(gauge + "step_seconds_total", "Time spent in steps.", steps.busy_s)
     yield Sample(gauge + "engine_faults_total", "Steps that failed.", steps.faults)
     yield Sample(gauge + "largest_batch", "Most sequences in one step.", steps.largest_batch)
+
+
+def forecast_samples(forecast: Forecast, waiting: Sequence[int]) -> Iterable[Sample]:
+    """How well the core foresees, and who waits, by urgency."""
+    gauge = "tradewind_core_"
+    for urgency, count in enumerate(waiting):
+        labels = {"urgency": str(urgency)}
+        yield Sample(gauge + "queue", "Requests that wait, by urgency.", count, labels)
+    accuracy, steps = forecast.accuracy, forecast.steps
+    yield Sample(
+        gauge + "forecast_first_tokens_total",
+        "First tokens, of requests that had to wait, that were compared with their forecast.",
+        accuracy.first_tokens,
+    )
+    yield Sample(
+        gauge + "forecast_late_total",
+        "Of those, how many came later than what admission went by.",
+        accuracy.late,
+    )
+    yield Sample(
+        gauge + "forecast_error_s",
+        "Mean difference of first tokens from their forecast, lately.",
+        accuracy.error_s,
+    )
+    yield Sample(
+        gauge + "first_token_s", "Mean time to those first tokens, lately.", accuracy.waited_s
+    )
+    yield Sample(
+        gauge + "forecast_margin", "What admission multiplies forecasts by.", forecast.margin
+    )
+    yield Sample(gauge + "step_s", "What a step of one sequence should take.", steps.seconds(1))
+    yield Sample(
+        gauge + "input_token_s", "What a token of input should add to a step.", steps.token_s
+    )

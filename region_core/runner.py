@@ -16,11 +16,12 @@ from msgspec import Struct
 from region_core.answer import Answer, Piece
 from region_core.engine.base import Begin, Engine
 from region_core.errors import EngineFault, QueueFull
-from region_core.job import Failed, engine_fault, too_late
+from region_core.job import Failed, engine_fault, given_up, too_late
 from region_core.prepare import Prepared
 from region_core.report import StepFigures
+from region_core.scheduling.admission import Refusal
 from region_core.scheduling.batcher import Batcher, Limits, Plan
-from region_core.scheduling.queue import Entry
+from region_core.scheduling.forecast import Ask, Estimate, Forecast
 from region_core.stall import StallWatch
 from runtime import logs
 from runtime.clock import Clock
@@ -97,28 +98,46 @@ class Runner:
         """It has work and gets nowhere with it. A look without the lock."""
         return not self._batcher.idle and self._stall.stalled(self._clock.now())
 
-    def has_room(self, urgency: int) -> bool:
+    @property
+    def forecast(self) -> Forecast:
+        """What has been learnt; to be read only."""
+        return self._batcher.forecast
+
+    @property
+    def waiting_by_urgency(self) -> tuple[int, ...]:
+        return self._batcher.queue.waiting()
+
+    def has_room(self, urgency: int, tenant: str) -> bool:
         """Whether `submit` would take a request; a look without the lock, so only a hint."""
-        return self._batcher.has_room(urgency)
+        return self._batcher.has_room(urgency, tenant)
+
+    def foresee(self, ask: Ask, deadline_s: float) -> tuple[Estimate, Refusal | None]:
+        """What a request has to expect, and why it is not taken on, if it is not."""
+        with self._changed:
+            return self._batcher.foresee(ask, deadline_s, self._clock.now())
 
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, entry: Entry, prepared: Prepared) -> tuple[float, int | None]:
-        """Let a request wait. Returns the wait to expect (s) and the id that lost its place.
+    def submit(
+        self, entry_id: int, ask: Ask, deadline_s: float, prepared: Prepared, estimate: Estimate
+    ) -> int | None:
+        """Let a request wait. Returns the id that lost its place to it, if one did.
 
         Raises `QueueFull`.
         """
         with self._changed:
+            now = self._clock.now()
             if self._batcher.idle:
-                self._stall.woken(self._clock.now())
-            wait_s = self._batcher.expected_wait_s(entry.urgency)
-            displaced = self._batcher.submit(entry)
-            self._arrivals[entry.id] = prepared
+                self._stall.woken(now)
+            displaced = self._batcher.submit(
+                self._batcher.entry(entry_id, ask, deadline_s, estimate, now)
+            )
+            self._arrivals[entry_id] = prepared
             if displaced is not None:
                 del self._arrivals[displaced.id]
             self._changed.notify()
-        return wait_s, displaced.id if displaced is not None else None
+        return displaced.id if displaced is not None else None
 
     def cancel(self, entry_id: int) -> None:
         with self._changed:
@@ -152,12 +171,13 @@ class Runner:
                 return None
             plan = self._batcher.plan(self._clock.now())
             arrived = {a.id: self._arrivals.pop(a.id) for a in plan.admitted}
-            for entry_id in plan.expired:
+            for entry_id in (*plan.expired, *plan.given_up):
                 self._arrivals.pop(entry_id, None)
             return plan, arrived
 
     def _execute(self, plan: Plan, arrived: dict[int, Prepared]) -> list[Event]:
         events: list[Event] = [Lost(entry_id, too_late()) for entry_id in plan.expired]
+        events += [Lost(entry_id, given_up()) for entry_id in plan.given_up]
         for slot in plan.released:
             self._engine.release(slot)
             self._active.pop(slot, None)
@@ -198,8 +218,11 @@ class Runner:
                 Progress(active.id, piece, answer.prompt_tokens, answer.completion_tokens)
             )
             if piece.finish is not None:
-                finished.append(active.id)
-        self._finish(finished, now)
+                finished.append((active.id, piece.finish == "stop"))
+        with self._changed:
+            self._batcher.ran(plan.step, now - started, now)
+            for entry_id, whole in finished:
+                self._batcher.finish(entry_id, whole)
         return events
 
     def _timed(self, plan: Plan, started: float) -> Mapping[int, int]:
@@ -213,14 +236,10 @@ class Runner:
         self.figures.faults += 1
         self._faults_in_a_row += 1
         ids = [active.id for active in self._active.values()]
-        self._finish(ids, self._clock.now())
+        with self._changed:
+            for entry_id in ids:
+                self._batcher.finish(entry_id)
         return [Lost(entry_id, failed) for entry_id in ids]
-
-    def _finish(self, ids: list[int], now: float) -> None:
-        if ids:
-            with self._changed:
-                for entry_id in ids:
-                    self._batcher.finish(entry_id, now)
 
 
 __all__ = ["Event", "Lost", "Progress", "QueueFull", "Runner"]

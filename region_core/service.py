@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import ceil
+from random import Random
 
 from region_core.engine.base import Engine
 from region_core.engine.sim import SimEngine
 from region_core.errors import QueueFull, Refused
 from region_core.instant import answer_at_once
-from region_core.job import Failed, Job, Sink, Ticket, draining, overloaded
+from region_core.job import Failed, Job, Sink, Ticket, draining, foreseen, overloaded, too_late
 from region_core.prepare import Offer, Prepared, prepare
 from region_core.rate import Rate
 from region_core.report import Counters, LoadReport, StepFigures
 from region_core.runner import Event, Progress, Runner
+from region_core.scheduling.admission import Refusal, retry_after_s
 from region_core.scheduling.batcher import Limits
-from region_core.scheduling.queue import Entry
+from region_core.scheduling.forecast import Ask, Forecast
 from runtime import logs
 from runtime.clock import Clock
 
@@ -54,12 +57,20 @@ _OVER = _Over()
 class CoreService:
     """Joins queue, batcher and engine. Use within one event loop: `start`, `submit`, `drain`."""
 
-    def __init__(self, engine: Engine, offer: Offer, limits: Limits, clock: Clock) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        offer: Offer,
+        limits: Limits,
+        clock: Clock,
+        rng: Random | None = None,
+    ) -> None:
         self.engine = engine
         self.offer = offer
         self.counters = Counters()
         self._limits = limits
         self._clock = clock
+        self._rng = rng or Random()
         self._loop = asyncio.get_running_loop()
         self._instant = engine if isinstance(engine, SimEngine) and engine.instant else None
         self._runner = Runner(engine, limits, clock, self._from_engine)
@@ -97,6 +108,15 @@ class CoreService:
     def steps(self) -> StepFigures:
         return self._runner.figures
 
+    @property
+    def forecast(self) -> Forecast:
+        """What has been learnt of the engine and its work; to be read only."""
+        return self._runner.forecast
+
+    @property
+    def waiting_by_urgency(self) -> tuple[int, ...]:
+        return self._runner.waiting_by_urgency
+
     def report(self) -> LoadReport:
         now = self._clock.now()
         return LoadReport(
@@ -121,12 +141,14 @@ class CoreService:
             if self._instant is not None:
                 answer_at_once(self._instant, self.offer, job, sink, self.counters)
                 return _OVER
-            if not self._runner.has_room(job.urgency):  # in a storm most are refused: cheaply
-                self._refuse(sink, overloaded(self._runner.waiting))
+            size = sum(len(message.content) for message in job.request.messages)
+            refused = self._foresee_refusal(job, size)  # in a storm most are: before tokenising
+            if refused is not None:
+                self._refuse(sink, refused)
                 return _OVER
             self._last_id += 1
             ticket = _Ticket(self, self._last_id, job, sink)
-            if sum(len(message.content) for message in job.request.messages) > INLINE_CHARACTERS:
+            if size > INLINE_CHARACTERS:
                 self._prepare_aside(ticket)
             else:
                 self._enqueue(ticket, prepare(job, self.engine.tokenizer, self.offer))
@@ -163,7 +185,7 @@ class CoreService:
 
     def _prepare_aside(self, ticket: _Ticket) -> None:
         if self._preparing >= max(1, self._limits.waiting):
-            self._refuse(ticket.sink, overloaded(self._preparing))
+            self._refuse(ticket.sink, self._full(0.0))
             ticket.done = True
             return
         self._preparing += 1
@@ -191,21 +213,24 @@ class CoreService:
             self._finish_resumed(ticket, prepared)
             return
         size = len(prepared.prompt) + len(prepared.answer)
-        entry = Entry(ticket.id, job.urgency, job.deadline_s, size)
+        limit = prepared.max_tokens - len(prepared.answer)
+        ask = Ask(job.urgency, job.tenant, size, limit)
+        estimate, refusal = self._runner.foresee(ask, job.deadline_s)
+        if refusal is not None:
+            self._turn_away(ticket, self._foreseen(refusal))
+            return
         try:
-            wait_s, displaced = self._runner.submit(entry, prepared)
+            displaced = self._runner.submit(ticket.id, ask, job.deadline_s, prepared, estimate)
         except QueueFull:
-            ticket.done = True
-            self._refuse(ticket.sink, overloaded(self._runner.waiting))
-            self._check_idle()
+            self._turn_away(ticket, self._full(estimate.wait_s))
             return
         self._tickets[ticket.id] = ticket
         if displaced is not None:
-            self._fail(self._tickets[displaced], overloaded(self._runner.waiting))
+            self._fail(self._tickets[displaced], self._full(estimate.wait_s, "displaced"))
         self.counters.accepted += 1
         self.counters.prompt_tokens += len(prepared.prompt)
         self._requests.add(1, self._clock.now())
-        ticket.sink.accepted(wait_s * 1000, self.load)
+        ticket.sink.accepted(estimate.wait_s * 1000, self.load)
 
     def _finish_resumed(self, ticket: _Ticket, prepared: Prepared) -> None:
         """What the client has is the whole answer: only the end of it was lost."""
@@ -218,6 +243,39 @@ class CoreService:
         if held:
             ticket.sink.tokens(len(prepared.answer), (), held)
         ticket.sink.end(prepared.finished, len(prepared.prompt), len(prepared.answer))
+        self._check_idle()
+
+    # Refusing
+
+    def _foresee_refusal(self, job: Job, size: int) -> Failed | None:
+        """Why a request is refused before it costs anything; `size` is in characters.
+
+        Its input is taken to be as short as it can be: `_enqueue` asks again with its tokens.
+        """
+        least = size // self.engine.tokenizer.longest_token_bytes + len(job.resume)
+        limit = job.request.max_tokens or self.offer.default_output_tokens
+        ask = Ask(job.urgency, job.tenant, least, max(1, limit - len(job.resume)))
+        estimate, refusal = self._runner.foresee(ask, job.deadline_s)
+        if refusal is not None:
+            return self._foreseen(refusal)
+        if not self._runner.has_room(job.urgency, job.tenant):
+            return self._full(estimate.wait_s)
+        return None
+
+    def _foreseen(self, refusal: Refusal) -> Failed:
+        if refusal.left_s <= 0:
+            return too_late()
+        return foreseen(refusal, self._retry_after_ms(refusal.drain_s))
+
+    def _full(self, wait_s: float, cause: str = "full") -> Failed:
+        return overloaded(self._runner.waiting, self._retry_after_ms(wait_s), cause)
+
+    def _retry_after_ms(self, drain_s: float) -> int:
+        return ceil(1000 * retry_after_s(drain_s, self._rng.random()))
+
+    def _turn_away(self, ticket: _Ticket, failed: Failed) -> None:
+        ticket.done = True
+        self._refuse(ticket.sink, failed)
         self._check_idle()
 
     # Handing out
@@ -264,7 +322,10 @@ class CoreService:
         self._refuse(ticket.sink, failed)
 
     def _refuse(self, sink: Sink, failed: Failed) -> None:
-        self.counters.failed[failed.code] = self.counters.failed.get(failed.code, 0) + 1
+        counters = self.counters
+        counters.failed[failed.code] = counters.failed.get(failed.code, 0) + 1
+        if failed.cause is not None:
+            counters.overloads[failed.cause] = counters.overloads.get(failed.cause, 0) + 1
         sink.failed(failed)
 
     def _done(self, ticket: _Ticket) -> None:

@@ -84,13 +84,17 @@ class MethodNotAllowed(ChatError):
 
 
 class RateLimited(ChatError):
-    """The tenant is over its limit; `retry_s` says when a try may succeed."""
+    """The tenant is over its limit."""
 
     def __init__(self, error: OverLimit) -> None:
         super().__init__(
-            429, error.message, type=_TYPES[429], code="rate_limit_exceeded", retryable=True
+            429,
+            error.message,
+            type=_TYPES[429],
+            code="rate_limit_exceeded",
+            retryable=True,
+            retry_after_ms=ceil(error.retry_s * 1000),
         )
-        self.retry_s = error.retry_s
 
 
 def unknown_model(model: str) -> ChatError:
@@ -103,10 +107,10 @@ def unknown_model(model: str) -> ChatError:
 def headers(error: ChatError, http1: bool) -> list[tuple[str, str]]:
     """Headers that an error reply needs besides the usual ones."""
     out = []
-    if isinstance(error, RateLimited):
-        out.append(("retry-after", str(max(1, ceil(error.retry_s)))))
+    if error.retry_after_ms is not None:
+        out.append(("retry-after", str(max(1, ceil(error.retry_after_ms / 1000)))))
         # OpenAI's own clients prefer it: it can be told apart below a second.
-        out.append(("retry-after-ms", str(ceil(error.retry_s * 1000))))
+        out.append(("retry-after-ms", str(error.retry_after_ms)))
     elif error.status in (429, 503):
         out.append(("retry-after", str(RETRY_AFTER_S)))
     if error.status == 401:
@@ -162,6 +166,7 @@ def _exhausted(error: AttemptsExhausted) -> ChatError:
                 code=failure.reason or _CODES.get(failure.code, failure.code),
                 param=failure.param,
                 retryable=failure.retryable,
+                retry_after_ms=failure.retry_after_ms,
             )
         case RegionSilent() | RegionStalled():
             return _server(504, "region_timeout", f"No answer in time (tried {tried}).")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -273,12 +274,16 @@ def _chat_error(failed: Failed) -> ChatError:
         code=failed.reason or failed.code,
         param=failed.param,
         retryable=failed.retryable,
+        retry_after_ms=failed.retry_after_ms,
     )
 
 
 def _fail(client: Any, error: ChatError) -> None:
     headers = [*_JSON]
-    if error.status in (429, 503):
+    if error.retry_after_ms is not None:
+        headers.append(("retry-after", str(max(1, ceil(error.retry_after_ms / 1000)))))
+        headers.append(("retry-after-ms", str(error.retry_after_ms)))  # OpenAI's clients read it
+    elif error.status in (429, 503):
         headers.append(("retry-after", "1"))
     client.response_bytes(error.status, headers, error_body(error))
 

@@ -82,5 +82,6 @@ class _ExchangeSink:
                 failed.retryable,
                 failed.param,
                 failed.reason,
+                failed.retry_after_ms,
             )
         )

@@ -26,7 +26,7 @@ def test_input_in_chunks_then_decoding() -> None:
     assert b.plan(0.0).step == Step((Chunk(0, 10, 10, False),), ())
     assert b.plan(0.0).step == Step((Chunk(0, 20, 5, True),), ())
     assert b.plan(0.0).step == Step((), (0,))
-    b.finish(1, 1.0)
+    b.finish(1)
     plan = b.plan(1.0)
     assert plan.released == (0,) and plan.step.empty
     assert b.idle
@@ -49,7 +49,7 @@ def test_join_and_leave_mid_batch() -> None:
         b.submit(Entry(number, 3, LATE, 4))
     b.plan(0.0)
     assert b.plan(0.0).step.decodes == (0, 1)
-    b.finish(1, 0.5)
+    b.finish(1)
     plan = b.plan(1.0)
     assert plan.released == (0,)
     assert plan.admitted == (Admitted(3, 0),)
@@ -94,22 +94,9 @@ def test_no_room_to_wait_is_still_room_to_run() -> None:
         b.submit(Entry(2, 3, LATE, 1))
     b.plan(0.0)
     assert not b.has_room(3)
-    b.finish(1, 1.0)
+    b.finish(1)
     b.submit(Entry(3, 3, LATE, 1))
     assert b.plan(1.0).admitted == (Admitted(3, 0),)
-
-
-def test_expected_wait_follows_how_long_slots_are_held() -> None:
-    b = batcher(slots=2)
-    assert b.expected_wait_s(3) == 0.0
-    for number in range(4):
-        b.submit(Entry(number, 3, LATE, 1))
-    b.plan(0.0)
-    b.finish(0, 4.0)
-    b.finish(1, 4.0)
-    # Two wait for the two slots that were just left; a third would wait for one of them.
-    assert b.expected_wait_s(3) == (2 - 2 + 1) * 4.0 / 2
-    assert b.expected_wait_s(2) == 0.0
 
 
 # Properties
@@ -240,7 +227,7 @@ class _World:
             held = self.by_slot[slot]
             held[2] -= 1
             if held[2] == 0:
-                self.b.finish(held[0], self.now)
+                self.b.finish(held[0])
                 self.ended.add(held[0])
                 del self.by_slot[slot]
                 self.gone.add(slot)

@@ -98,8 +98,9 @@ class End(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Failure(Struct, frozen=True, array_like=True):
-    """The ERROR frame. `status` is the HTTP status that fits, `param` the field at fault, and
-    `reason` OpenAI's `error.code` where it says more than `code`."""
+    """The ERROR frame. `status` is the HTTP status that fits, `param` the field at fault,
+    `reason` OpenAI's `error.code` where it says more than `code`, and `retry_after_ms` when to try
+    again here, if the sender knows."""
 
     code: ErrorCode
     message: Annotated[str, Meta(max_length=4096)]
@@ -107,6 +108,7 @@ class Failure(Struct, frozen=True, array_like=True):
     retryable: bool
     param: Annotated[str, Meta(max_length=256)] | None = None
     reason: Annotated[str, Meta(max_length=64)] | None = None
+    retry_after_ms: Annotated[int, Meta(ge=0, le=3_600_000)] | None = None
 
 
 class Relay(Struct, frozen=True, array_like=True):

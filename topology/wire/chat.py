@@ -24,6 +24,7 @@ class ChatError(TradewindError):
     """A request that ends with an error in OpenAI's form.
 
     `status` is the HTTP status; `type`, `code` and `param` are the fields of the error object.
+    `retry_after_ms` says when a try may succeed, where that is known.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class ChatError(TradewindError):
         code: str | None = None,
         param: str | None = None,
         retryable: bool = False,
+        retry_after_ms: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after_ms = retry_after_ms
         self.type = type
         self.code = code
         self.param = param

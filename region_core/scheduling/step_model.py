@@ -1,0 +1,69 @@
+"""How long a step takes, learnt from the steps themselves.
+
+    seconds = fixed + per_sequence * sequences that decode + per_token * input tokens
+
+A least-squares fit over the last few dozen steps, fading; memory is nine numbers. No part is ever
+negative. Where the steps do not tell two parts apart (a full batch never changes its size), the fit
+keeps what it knew and moves as little as explains what it sees. One step that hangs counts as three
+times what was expected of it at most; an engine that has become slower is followed all the same.
+"""
+
+from __future__ import annotations
+
+KNOWN = 8  # steps, before the model says anything
+_FADES = 0.97  # what a step counts for after the next one
+_REFITS = 2  # steps between fits
+_SWEEPS = 6
+_OUTLIER = 3.0
+_SLACK_S = 0.005
+_SCALES = (1.0, 1 / 8, 1 / 128)  # of the three inputs, so that they are of one size
+
+
+class StepModel:
+    """Pure, and O(1) a step."""
+
+    __slots__ = ("_cross", "_parts", "_seen", "_target")
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._parts = [0.0, 0.0, 0.0]
+        self._cross = [[0.0] * 3 for _ in range(3)]
+        self._target = [0.0, 0.0, 0.0]
+
+    @property
+    def known(self) -> bool:
+        return self._seen >= KNOWN
+
+    @property
+    def token_s(self) -> float:
+        """What one token of input adds to a step."""
+        return self._parts[2] * _SCALES[2]
+
+    def seconds(self, sequences: float, tokens: float = 0.0) -> float:
+        """How long such a step takes; 0 as long as nothing is known."""
+        fixed, per_sequence, per_token = self._parts
+        return fixed + per_sequence * sequences * _SCALES[1] + per_token * tokens * _SCALES[2]
+
+    def stepped(self, sequences: int, tokens: int, took_s: float) -> None:
+        """A step ended well."""
+        if self.known:
+            took_s = min(took_s, _OUTLIER * self.seconds(sequences, tokens) + _SLACK_S)
+        row = (1.0, sequences * _SCALES[1], tokens * _SCALES[2])
+        for i, value in enumerate(row):
+            self._target[i] = self._target[i] * _FADES + value * took_s
+            line = self._cross[i]
+            for j, other in enumerate(row):
+                line[j] = line[j] * _FADES + value * other
+        self._seen += 1
+        if self._seen % _REFITS == 0:
+            self._fit()
+
+    def _fit(self) -> None:
+        """Coordinate descent from where the parts are: what is not told apart stays."""
+        parts, cross, target = self._parts, self._cross, self._target
+        for _ in range(_SWEEPS):
+            for i in range(3):
+                line = cross[i]
+                if line[i] > 1e-9:
+                    rest = target[i] - sum(line[j] * parts[j] for j in range(3) if j != i)
+                    parts[i] = max(0.0, rest / line[i])
