@@ -146,6 +146,34 @@ def test_a_process_that_was_stopped_does_not_blame_the_path() -> None:
     assert "silent" not in {state for _, state, _ in world.states}
 
 
+@pytest.mark.parametrize("rtt_s", [0.02, 0.25])
+@pytest.mark.parametrize("stopped_s", [0.3, 2.0, 60.0])
+def test_a_stop_measures_nothing_and_finds_nothing_overdue(rtt_s: float, stopped_s: float) -> None:
+    """Answers that waited in the socket are read one by one, before the path is judged."""
+    world = warm(PathWorld(rtt_s))
+    world.busy = True
+    world.run(5.0)
+    before, patience_s = world.estimate, world.monitor.patience_s
+    world.sleep(stopped_s)
+    world.run(1.0)
+    assert {state for _, state, _ in world.states} == {"up"}
+    assert world.monitor.patience_s == pytest.approx(patience_s, abs=0.005)
+    assert world.estimate.smoothed_ms == pytest.approx(before.smoothed_ms, abs=1.0)
+    assert world.estimate.rtt_ms == pytest.approx(rtt_s * 1000, abs=0.01)
+
+
+def test_a_process_that_is_always_late_measures_all_the_same() -> None:
+    world = PathWorld(0.02)
+    world.busy = True
+    for _ in range(60):
+        world.run(0.05)
+        world.sleep(0.03)
+    assert world.estimate.smoothed_ms is not None
+    assert 15 < world.estimate.smoothed_ms < 60
+    assert world.monitor._measured
+    assert "silent" not in {state for _, state, _ in world.states}
+
+
 def test_a_region_that_was_stopped_too_gets_its_time() -> None:
     """Both ends stop, as on a machine that swaps: nothing is in the socket when we go on."""
     world = warm(PathWorld())

@@ -12,7 +12,7 @@ packets are being lost, so that loss is not taken for silence. Before that it is
 asked faster. A silent path is asked on for a while: with the first answer it is up again.
 
 Time during which this process itself did not run counts for nothing: whoever was stopped for a
-while has not waited. The caller must
+while has not waited, and has not measured. The caller must
 
 1. read its socket before it calls `judge`, so that answers that are there already are seen;
 2. call `judge` when the last verdict's `again_s` has come, and not much later;
@@ -34,6 +34,7 @@ from topology.overlay.probe import Echo
 PathState: TypeAlias = Literal["up", "suspect", "silent", "stalled", "connecting", "waiting"]
 
 _LATE_S = 0.01  # called later than it wanted to be: the process did not run
+_STOPPED_S = 0.1  # or half a round trip: what was under way while it did not run measures nothing
 _WARM_UP = 8  # probes of a new path that follow each other quickly, to know its variation
 _WARM_UP_EVERY_S = 0.1
 _WORD_EVERY_S = 0.25  # how old the region's word about itself may be while exchanges are open
@@ -139,7 +140,8 @@ class PathMonitor:
         self._measured = False  # by a probe
         self._least, self._usual = WindowedMin(10.0), WindowedMin(60.0)
         self._sample(now, rtt_s)
-        self._times = [0.0] * _REMEMBERED  # when each of the last probes was sent
+        # When each of the last probes was sent, and how long the process had not run by then.
+        self._times = [(0.0, 0.0)] * _REMEMBERED
         self._newest = -1  # the newest probe that was echoed
         self._got = self._sent = 0  # probes that had arrived and echoes that were sent, by then
         self._out, self._back = LossWindow(), LossWindow()
@@ -157,6 +159,7 @@ class PathMonitor:
         if not oldest <= echo.number < self.probes or echo.got > self.probes:
             return False
         self.echoes += 1
+        self._wake(now)
         self._heard_s = now
         newer = echo.number > self._newest
         if echo.sent > self._sent:
@@ -166,24 +169,18 @@ class PathMonitor:
             self._back.add(now, 0, -1)  # it was overtaken, and taken for lost
         if newer:
             self._newest = echo.number
-            sent_s = self._times[echo.number % _REMEMBERED]
-            self._measure(now, now - sent_s)
-            self._answer(now, sent_s)
-            self._conclude(now)
+            self._settle(echo.number, now)
         return True
 
     def acknowledged(self, number: int, now: float) -> None:
         """A probe was acknowledged by a peer that knows no echoes."""
         if max(0, self.probes - _REMEMBERED) <= number < self.probes:
-            sent_s = self._times[number % _REMEMBERED]
-            self._measure(now, now - sent_s)
-            self._answer(now, sent_s)
-            self._conclude(now)
+            self._wake(now)
+            self._settle(number, now)
 
     def judge(self, now: float, seen: Seen, busy: bool) -> Verdict:
         """`busy`: exchanges are open."""
-        if now - self._due_s > _LATE_S:
-            self._slept_s += now - self._due_s
+        self._wake(now)
         self._look(now, seen)
         self._conclude(now)
         if self.state == "silent" and now - self.since_s > self._rules.keep_s:
@@ -288,6 +285,21 @@ class PathMonitor:
 
     # Concluding
 
+    def _wake(self, now: float) -> None:
+        """The process runs. Whatever comes first tells how long it had not: an answer may be read
+        before the path is judged, and must not find the others overdue."""
+        if now - self._due_s > _LATE_S:
+            self._slept_s += now - self._due_s
+            self._due_s = now
+
+    def _settle(self, number: int, now: float) -> None:
+        """A probe was answered."""
+        sent_s, slept_s = self._times[number % _REMEMBERED]
+        if self._slept_s - slept_s < max(_STOPPED_S, self._rtt_s / 2):
+            self._measure(now, now - sent_s)
+        self._answer(now, sent_s)
+        self._conclude(now)
+
     def _answer(self, now: float, sent_s: float) -> None:
         """What was sent at `sent_s` was answered; all before it is of no account any more."""
         questions = self._questions
@@ -389,7 +401,7 @@ class PathMonitor:
     def _ask(self, now: float) -> int:
         number = self.probes
         self.probes += 1
-        self._times[number % _REMEMBERED] = now
+        self._times[number % _REMEMBERED] = now, self._slept_s
         due = self._asked_s + self._rules.idle_every_s
         self._asked_s = due if 0 <= now - due < _LATE_S else now  # so that a second stays one
         self._questions.append(_Question(now, -1, self._slept_s))
