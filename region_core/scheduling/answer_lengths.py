@@ -51,7 +51,8 @@ class AnswerLengths:
         survive = self._survive[bisect_right(self._at, done) - 1]
         if survive <= 0.0:
             return _as_long_again(limit, done)
-        return max(1.0, (self._below(limit) - self._below(done)) / survive)
+        left = (self._below(limit) - self._below(done)) / survive
+        return max(1.0, min(left, limit - done))
 
     def within(self, share: float, limit: int, done: int = 0) -> float:
         """How many more tokens such an answer has at most, in a `share` of cases; at least 1."""

@@ -28,7 +28,7 @@ IN_TIME = 0.9  # share of first tokens that come no later than `late_s`
 MARGIN = 1.2  # to begin with
 _MARGINS = (1.1, 2.0)
 _LEARNS = 0.02  # how far a first token that came late moves the margin
-_WAITED_S = 0.05  # estimates below this teach nothing about the margin
+_WAITED_S = 0.25  # estimates below this teach nothing about the margin
 _STEP_WEIGHT = 1 / 64  # of the last step, in the mean input of steps
 _PLACES = 0.98  # what a place given counts for after the next one
 _MOST_OVERTAKEN = 1 - 1 / FLOOR
@@ -127,10 +127,11 @@ class Forecast:
         waits = ahead.requests - scene.free
         if waits < 0:
             return self._at_once(ask, ahead, scene, answer, alone_s)
-        overtaken = self._overtaken(ask.urgency, ahead)
-        rounds = scene.releases.steps_until(waits * overtaken + 1)
+        places = self._places_until(ask.urgency, ahead, waits)
+        rounds = scene.releases.steps_until(places)
         step_s = steps.seconds(scene.slots)
-        before = scene.input_tokens + ahead.input_tokens * overtaken
+        each = ahead.input_tokens / ahead.requests if ahead.requests else 0.0
+        before = scene.input_tokens + each * (places - 1)
         wait_s = rounds * step_s + before * steps.token_s
         first_s = wait_s + chunks * step_s + steps.token_s * ask.input_tokens
         whole_s = answer * self.decode_s(scene.slots)
@@ -152,8 +153,10 @@ class Forecast:
         whole_s = answer * self.decode_s(in_use + 1)
         return Estimate(0.0, first_s, first_s * self.margin, whole_s, alone_s)
 
-    def _overtaken(self, urgency: int, ahead: Ahead) -> float:
-        """How many places are given until one of those before it has got one."""
+    def _places_until(self, urgency: int, ahead: Ahead, waits: int) -> float:
+        """How many places are given until it has one: by its turn, or by its level's floor."""
         given = sum(self._places)
         above = sum(self._places[:urgency]) / given if given else 0.0
-        return (1 + ahead.waiting_below / FLOOR) / (1 - min(above, _MOST_OVERTAKEN))
+        floors = 1 + ahead.waiting_below / FLOOR
+        turn = waits * floors / (1 - min(above, _MOST_OVERTAKEN)) + 1
+        return min(turn, (ahead.own + 1) * (FLOOR + 1.0))

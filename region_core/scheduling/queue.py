@@ -70,6 +70,7 @@ class Ahead(Struct, frozen=True):
     """Those who would be served before a newcomer."""
 
     requests: int
+    own: int  # of these, of its own level
     input_tokens: float
     answer_tokens: float  # expected, of all of them
     waiting_below: int  # less urgent levels in which somebody waits
@@ -261,7 +262,7 @@ class PriorityQueue:
             requests += level.requests
             input_tokens += level.input_tokens
             answer_tokens += level.answer_tokens
-        own = self._levels[urgency]
+        own, before = self._levels[urgency], 0
         if own.requests:
             before = own.before(tenant)
             share = before / own.requests
@@ -269,7 +270,7 @@ class PriorityQueue:
             input_tokens += own.input_tokens * share
             answer_tokens += own.answer_tokens * share
         below = sum(1 for level in self._levels[urgency + 1 :] if level.requests)
-        return Ahead(requests, input_tokens, answer_tokens, below)
+        return Ahead(requests, before, input_tokens, answer_tokens, below)
 
     def next_deadline(self) -> float | None:
         """A time at which `expire` may have work; not later than the earliest that there is."""

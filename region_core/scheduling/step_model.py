@@ -12,20 +12,25 @@ from __future__ import annotations
 
 KNOWN = 8  # steps, before the model says anything
 _FADES = 0.97  # what a step counts for after the next one
+_FADES_FAST = 0.8  # while steps are all longer, or all shorter, than expected
+_DRIFTS = 1.3  # times as long, in the mean
+_DRIFT_WEIGHT = 1 / 8
 _REFITS = 2  # steps between fits
 _SWEEPS = 6
 _OUTLIER = 3.0
 _SLACK_S = 0.005
+_LEAST_S = 0.0005
 _SCALES = (1.0, 1 / 8, 1 / 128)  # of the three inputs, so that they are of one size
 
 
 class StepModel:
     """Pure, and O(1) a step."""
 
-    __slots__ = ("_cross", "_parts", "_seen", "_target")
+    __slots__ = ("_cross", "_drift", "_parts", "_seen", "_target")
 
     def __init__(self) -> None:
         self._seen = 0
+        self._drift = 1.0  # how long steps take lately, by what was expected
         self._parts = [0.0, 0.0, 0.0]
         self._cross = [[0.0] * 3 for _ in range(3)]
         self._target = [0.0, 0.0, 0.0]
@@ -46,14 +51,22 @@ class StepModel:
 
     def stepped(self, sequences: int, tokens: int, took_s: float) -> None:
         """A step ended well."""
+        usual_s = took_s
         if self.known:
-            took_s = min(took_s, _OUTLIER * self.seconds(sequences, tokens) + _SLACK_S)
+            usual_s = self.seconds(sequences, tokens)
+            took_s = min(took_s, _OUTLIER * usual_s + _SLACK_S)
+            drift = min(_OUTLIER, took_s / max(usual_s, 1e-9))
+            self._drift += _DRIFT_WEIGHT * (drift - self._drift)
+        fades = _FADES if 1 / _DRIFTS < self._drift < _DRIFTS else _FADES_FAST
+        # Errors count by their share of the step: else long ones, of much input, drown the others.
+        weight = max(usual_s, _LEAST_S) ** -2
         row = (1.0, sequences * _SCALES[1], tokens * _SCALES[2])
         for i, value in enumerate(row):
-            self._target[i] = self._target[i] * _FADES + value * took_s
+            weighted = value * weight
+            self._target[i] = self._target[i] * fades + weighted * took_s
             line = self._cross[i]
             for j, other in enumerate(row):
-                line[j] = line[j] * _FADES + value * other
+                line[j] = line[j] * fades + weighted * other
         self._seen += 1
         if self._seen % _REFITS == 0:
             self._fit()
