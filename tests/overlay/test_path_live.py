@@ -210,20 +210,35 @@ async def test_a_region_computes_for_nobody_who_has_gone(serve: Serve, connect: 
         exchange.on_cancel = lambda: cancelled.append(1)
         exchange.send(Accept(0.0, 0.0, "singapore", "sim"))
 
-    server = await serve(think, settings=ServerSettings(peer_silent_ms=300))
+    server = await serve(think, settings=ServerSettings(peer_silent_ms=1000))
     async with proxy(server.port) as road:
         tunnel = await connect(road.port, settings=QUICK)
         exchange = tunnel.open(request(), b"{}")
         await exchange.next()
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(2.2)
         assert cancelled == []
         road.there = 1.0
-        await until(lambda: cancelled == [1], 4.0)
+        await until(lambda: cancelled == [1], 8.0)
         assert server.counters.unheard == 1
         assert server.connections == 1
         road.there = 0.0
         await until(lambda: tunnel.connected)
         await tunnel.close()
+
+
+async def test_a_handlers_mistake_does_not_end_the_sweeps(serve: Serve, connect: Connect) -> None:
+    def mistaken(exchange: ServerExchange) -> None:
+        def fail() -> None:
+            raise ZeroDivisionError("a mistake")
+
+        exchange.on_cancel = fail
+
+    server = await serve(mistaken, settings=ServerSettings(peer_silent_ms=1))
+    tunnel = await connect(server.port, settings=QUICK)
+    for count in (1, 2):
+        exchange = tunnel.open(request(), b"{}")
+        await until(lambda n=count: server.counters.unheard == n)  # type: ignore[misc]
+        assert "heard nothing" in await fails(exchange)
 
 
 async def test_an_edge_that_was_stopped_for_long_is_told_that_its_path_was_down(
@@ -277,11 +292,13 @@ async def test_a_flood_of_datagrams_is_counted_and_costs_few_echoes(
 ) -> None:
     server = await serve()
     hostile, honest = await connect(server.port), await connect(server.port)
+    began = time.perf_counter()
     for start in range(0, 3000, 100):
         shower(hostile, [encode_probe(start + n) for n in range(100)])
         await asyncio.sleep(0)
     await until(lambda: server.counters.datagrams_dropped > 1000)
-    assert sum(p._echoes for p in server._connections) < 4 * PER_S
+    seconds = time.perf_counter() - began + 2  # begun, and one more for the honest one's probes
+    assert sum(p._echoes for p in server._connections) <= seconds * PER_S
     assert server.connections == 2
     await until(lambda: honest.connected)  # all of them share this loop with the flood
     assert await read(honest.open(request(), b"fine")) == "fine"

@@ -157,10 +157,12 @@ async def test_unknown_regions_and_addresses_that_fail_are_refused(bench: Make) 
     assert reason(await b.bind(region="atlantis")) == "relay_unknown_region"
     b.regions["nowhere"] = "not an address"
     b.regions["nobody"] = "no-such-host.invalid:1"
+    b.regions["nonsense"] = "no..name:1"
+    assert reason(await b.bind(region="nonsense")) == "relay_unreachable"
     assert reason(await b.bind(region="nowhere")) == "relay_unreachable"
     assert reason(await b.bind(region="nobody")) == "relay_unreachable"
     assert b.relay.counters.refused_unknown == 1
-    assert b.relay.counters.refused_unreachable == 2
+    assert b.relay.counters.refused_unreachable == 3
     assert (b.relay.bindings, b.relay._peers, b.relay._making) == (0, {}, 0)
 
 
@@ -214,6 +216,23 @@ async def test_a_region_that_leaves_the_map_takes_its_bindings_along(bench: Make
     b.regions.clear()
     b.relay.review()
     assert (b.relay.bindings, b.relay.counters.ended_unknown) == (0, 1)
+
+
+async def test_a_region_that_leaves_the_map_while_a_binding_is_made_gets_none(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = bench()
+    resolve = relay_module.resolve
+
+    async def meanwhile(address: str) -> Any:
+        found = await resolve(address)
+        b.regions.clear()
+        b.relay.review()
+        return found
+
+    monkeypatch.setattr(relay_module, "resolve", meanwhile)
+    assert reason(await b.bind()) == "relay_unreachable"
+    assert (b.relay.bindings, b.relay._peers, b.relay._making) == (0, {}, 0)
 
 
 async def test_a_peer_may_send_so_many_datagrams_a_second_and_all_of_them_so_many(

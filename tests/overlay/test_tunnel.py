@@ -195,7 +195,10 @@ async def test_open_raises_at_once_while_there_is_no_path(connect: Connect) -> N
     assert tunnel.rtt_ms is None
 
 
-@pytest.mark.parametrize("address", ["no-such-host.invalid:4433", "nonsense", "127.0.0.1:99999"])
+@pytest.mark.parametrize(
+    "address",
+    ["no-such-host.invalid:4433", "nonsense", "127.0.0.1:99999", "no..name:1", "x" * 64 + ".com:1"],
+)
 async def test_a_name_that_does_not_resolve_is_tried_again(address: str, edge: Identity) -> None:
     tunnel = Tunnel("singapore", address, edge, settings=FAST)
     tunnel.start()
@@ -419,7 +422,7 @@ async def test_a_server_that_dies_in_mid_stream_is_noticed_in_time(
         for exchange in exchanges:
             with pytest.raises(PathDown):
                 await read(exchange)
-        assert time.perf_counter() - died < 1.2  # 0.25 s, and a busy machine
+        assert time.perf_counter() - died < 2.5  # 0.25 s, and a busy machine
         assert not tunnel.connected
     finally:
         process.kill()

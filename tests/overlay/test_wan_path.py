@@ -72,7 +72,7 @@ async def test_a_cut_is_noticed_in_time_and_a_mended_path_comes_back(
         cut = time.perf_counter()
         with pytest.raises(PathDown, match="nothing comes back"):
             await exchange.next()
-        assert 0.1 < time.perf_counter() - cut < 1.2
+        assert 0.1 < time.perf_counter() - cut < 2.5  # 0.25 s, and a busy machine
         assert tunnel.rtt_ms is None
         wan.relays["l"].set(cut=False)
         await until(lambda: tunnel.connected, 8.0)

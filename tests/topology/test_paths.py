@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from math import isfinite
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
@@ -295,11 +295,13 @@ def test_noise_below_the_threshold_changes_nothing_ever(
     true: list[float], moves: list[list[float]]
 ) -> None:
     """16% either way: from 1.16 to 0.84 of the truth is less than a third of what it was. What
-    is chosen when the truth is known stays chosen."""
+    is best and chosen when the truth is known stays chosen."""
     rules = PathPolicy(relay_ms=0.0)
     story = Story(rules)
     truth = dict(zip(RELAYS, true, strict=False))
     used = story.see({relay: Seen(ms) for relay, ms in truth.items()}, 10.0)
+    # Not so where the straight way is first for being nearly as good as a relay: that may win yet.
+    assume(used is not None and truth[used] == min(true))
     before = len(story.changes)
     for move in moves:
         seen = {relay: Seen(ms * (1 + move[at])) for at, (relay, ms) in enumerate(truth.items())}

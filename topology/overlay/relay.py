@@ -37,6 +37,7 @@ log = logs.get("relay")
 HEAD = b"\x1f"
 BINDING_BYTES = 8
 HEAD_BYTES = len(HEAD) + BINDING_BYTES
+DATAGRAM_BYTES = 1472  # that a relay passes on, unless it is told otherwise: a frame of Ethernet
 _QUIC_BIT = 0x40  # set in each datagram's first byte (RFC 9000, section 17)
 _BURST_S = 0.25  # of a rate may come at once
 _RESOLVE_S = 5.0
@@ -56,12 +57,13 @@ class RelaySettings(Struct, frozen=True, forbid_unknown_fields=True):
     max_bindings: Annotated[int, Meta(ge=0)] = 4096  # 0: this server relays nothing
     max_bindings_per_peer: Annotated[int, Meta(ge=1)] = 256  # of one certificate's name
     max_binding_now: Annotated[int, Meta(ge=1)] = 64  # being made at once
-    idle_ms: Annotated[int, Meta(ge=1000)] = 30_000  # then a binding lapses
+    # Then a binding lapses: more than any edge's `probe_idle_ms`, or its idle paths die of it.
+    idle_ms: Annotated[int, Meta(ge=1000)] = 30_000
     # A binding that was silent for so long gives way to a new one where there is no room left.
     gives_way_ms: Annotated[int, Meta(ge=0)] = 5000
     datagrams_per_s: Annotated[int, Meta(ge=1)] = 30_000  # of one peer, each way
     total_datagrams_per_s: Annotated[int, Meta(ge=1)] = 60_000  # of all of them, each way
-    max_datagram_bytes: Annotated[int, Meta(ge=1200, le=65507)] = 1472  # without the head
+    max_datagram_bytes: Annotated[int, Meta(ge=1200, le=65507)] = DATAGRAM_BYTES  # without the head
     socket_buffer_bytes: Annotated[int, Meta(ge=4096)] = 256 * 1024  # of each binding, each way
 
 
@@ -199,6 +201,8 @@ class UdpRelay:
         try:
             async with asyncio.timeout(_RESOLVE_S):
                 family, address = await resolve(target)
+            if self._route(asked.region, asked.turn) is None:
+                raise OSError("it has just left the map")  # which `review` did not see here
             binding = Binding(
                 HEAD + os.urandom(BINDING_BYTES), peer, asked.region, host, taken, self._clock.now()
             )

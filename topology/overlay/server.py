@@ -376,6 +376,8 @@ class OverlayServer:
 
     def _expire(self) -> None:
         """Once a second: end what takes too long, and what may last no longer."""
+        # First, so that a handler's mistake, told of a cancel below, does not end the sweeps.
+        self._sweep = self.loop.call_later(_SWEEP_S, self._expire)
         self.udp.read_now()  # a process that was stopped has not heard yet what came meanwhile
         now, wall = self.clock.now(), self.clock.wall()
         unheard = now - self.settings.peer_silent_ms / 1000
@@ -394,7 +396,6 @@ class OverlayServer:
                 connection.expire(now - self.settings.request_timeout_ms / 1000)
             if connection.exchanges and connection.quic.heard_s < unheard:
                 connection.let_go()
-        self._sweep = self.loop.call_later(_SWEEP_S, self._expire)
 
 
 _DRAINING = Failure(

@@ -21,7 +21,7 @@ from topology.overlay.errors import PathDown, RegionFailure
 from topology.overlay.exchange import Exchange
 from topology.overlay.frames import Failure, Request
 from topology.overlay.monitor import Estimate, PathState, Rules
-from topology.overlay.relay import HEAD, HEAD_BYTES
+from topology.overlay.relay import DATAGRAM_BYTES, HEAD, HEAD_BYTES
 from topology.overlay.session import request_bytes
 from topology.overlay.trust import Trust
 from topology.overlay.udp import Address, resolve
@@ -301,9 +301,10 @@ class Tunnel:
         return bound.family, bound.address, HEAD + bound.binding
 
     def _datagram_bytes(self) -> int:
-        """So that a relayed datagram is no larger on the wire than a direct one."""
+        """So that a relayed datagram is no larger on the wire than a direct one, and no larger than
+        a relay takes: probes would pass, and data would not."""
         most = self.settings.max_datagram_bytes
-        return most if self._via is None else max(1200, most - HEAD_BYTES)
+        return most if self._via is None else max(1200, min(most - HEAD_BYTES, DATAGRAM_BYTES))
 
     def _dial(self, family: socket.AddressFamily, address: Address, prefix: bytes) -> Dialled:
         settings = self.settings

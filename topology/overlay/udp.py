@@ -216,9 +216,11 @@ async def resolve(address: str) -> tuple[socket.AddressFamily, Address]:
     try:
         version = ipaddress.ip_address(host).version
     except ValueError:
-        infos = await asyncio.get_running_loop().getaddrinfo(
-            host, int(port), type=socket.SOCK_DGRAM
-        )
+        loop = asyncio.get_running_loop()
+        try:
+            infos = await loop.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)
+        except UnicodeError as error:  # an empty label, or one of more than 63 characters
+            raise OSError(f"not a host name: {host[:64]!r}") from error
         family, _, _, _, found = infos[0]
         return family, found
     if version == 6:
