@@ -7,7 +7,7 @@ ids (a foreign engine behind it) cannot be continued elsewhere; its answer is be
 nobody has seen any of it, and else ends with an error. The deadline that travels shrinks with
 every attempt.
 
-Which way is next: `edge_node.forward.ways`. How often: at most `Policy.attempts` that a region
+Which way is next: `edge_node.forward.detour`. How often: at most `Policy.attempts` that a region
 failed, refused or left unanswered, the retry of a request that has no answer yet being paid from
 the edge's budget; what died or stalled under a request costs nothing; all in all `MOST_WAYS`.
 Why: docs/decisions/0015-one-budget.md.
@@ -28,12 +28,12 @@ from edge_node.errors import (
     RegionSilent,
     RegionStalled,
 )
-from edge_node.figures import Figures
-from edge_node.forward.blame import blames_tokens, is_clients_fault, is_death
+from edge_node.forward.blame import blames_tokens, is_clients_fault
+from edge_node.forward.detour import Detour
 from edge_node.forward.race import Line, LineError, Race
 from edge_node.forward.received import Received
 from edge_node.forward.upstream import Exchange
-from edge_node.forward.ways import Ways
+from edge_node.forward.ways import way_name
 from edge_node.inflight import PASSING, Cause, Flight
 from runtime import logs
 from topology.load import RegionCount
@@ -74,21 +74,16 @@ class Attempts:
     __slots__ = (
         "_accepted",
         "_ask",
-        "_coming",
         "_decision",
+        "_detour",
         "_exchange",
-        "_failures",
-        "_figures",
         "_flight",
-        "_hedged",
-        "_home",
         "_left",
         "_opened",
         "_owner",
         "_pouring",
         "_received",
         "_shown",
-        "_ways",
         "candidate",
         "ids",
         "moved_at",
@@ -99,33 +94,30 @@ class Attempts:
 
     def __init__(self, owner: Forwarder, ask: Ask, decision: Decision, flight: Flight) -> None:
         self._owner = owner
-        self._figures: Figures = owner.figures
         self._ask = ask
         self._decision = decision
         self._flight = flight
         self._exchange: Exchange | None = None
-        self._ways = Ways()
-        self._coming: Candidate | None = None  # where the next attempt goes
-        self._home: Candidate | None = None  # the drained region that gave this answer
+        self._detour: Detour | None = None  # from when one is first thought of
         self._left = ""  # the region that `leave` is about
-        self._failures = 0  # regions that failed, refused or were silent
-        self._hedged = False
         self._accepted = False  # by the attempt under way
         self._shown = False  # the client has been sent part of this answer
         self._opened = 0.0  # when the attempt under way began; 0: its first token has come
+        self._pouring = False  # its region is waited for in `pour`
+        self._received = received = Received(ask.most_tokens)
         self.candidate: Candidate | None = None
+        self.ids = received.ids
+        self.text = received.text
         self.waiting = False  # for a region, in `next`
         self.seen = -1  # see `progress.Stream`
         self.moved_at = 0.0
-        self._pouring = False  # its region is waited for in `pour`
-        self._received = Received(ask.most_tokens)
-        self.ids = self._received.ids
-        self.text = self._received.text
 
     @property
     def tried(self) -> list[str]:
         """The ways that were gone, in order, as people call them."""
-        return self._ways.names
+        if self._detour is not None:
+            return self._detour.ways.names
+        return [] if self.candidate is None else [way_name(self.candidate)]
 
     async def pour(self, show: Callable[[str], asyncio.Future[None] | None]) -> End:
         """All that is left of the answer: its text to `show` as it comes, and its end.
@@ -155,13 +147,6 @@ class Attempts:
     def _has_room(self, _: object) -> None:
         self.waiting = self._pouring
 
-    async def _pour(self, exchange: Exchange, take: Take) -> Accept | End:
-        self._pouring = True
-        try:
-            return await exchange.pour(take)
-        finally:
-            self._pouring = False
-
     async def next(self, take: Take | None = None) -> Tokens | End:
         """The next piece of the answer, from whichever region can give it.
 
@@ -175,7 +160,11 @@ class Attempts:
                 if take is None or self._opened:
                     frame = await exchange.next()
                 else:
-                    frame = await self._pour(exchange, take)
+                    self._pouring = True
+                    try:
+                        frame = await exchange.pour(take)
+                    finally:
+                        self._pouring = False
                 self.waiting = False
                 if type(frame) is Tokens:
                     if self._take(frame):
@@ -202,61 +191,69 @@ class Attempts:
         if self._exchange is not None:
             self._exchange.cancel()
             self._exchange = None
-            self._figures.cancelled += 1
+            self._owner.figures.cancelled += 1
             if self._flight.cause is Cause.DEADLINE:
                 self._count_lost()
 
     # Sending
 
     def _open(self) -> Exchange:
-        candidate = self._coming or self._first()
+        """May raise `PathDown`; it counts as an attempt all the same."""
         now = self._owner.now()
-        self._coming = None
+        if self._detour is None:
+            number, candidate = 1, self._first(now)
+        else:
+            candidate = self._detour.take()
+            number = self._detour.ways.count
+            self._received.goes_on()
+            self._accepted = False
+            self.seen = -1
         self.candidate = candidate
         self._opened = now
-        self._accepted = False
-        self._received.goes_on()
-        self.seen = -1
-        self._flight.stage(*self._first_limit(candidate, now))
-        self._exchange = self._send(candidate, now)
-        return self._exchange
+        self._limit_first(candidate, now)
+        self._exchange = exchange = self._send(candidate, now, number)
+        return exchange
 
-    def _first(self) -> Candidate:
+    def _first(self, now: float) -> Candidate:
         if not self._decision.candidates:
             self._count_lost()
             raise Refused(self._decision, self._ask.tenant, self._ask.model)
-        self._owner.budget.note(self._owner.now())
+        self._owner.budget.note(now)
         return self._decision.candidates[0]
 
-    def _first_limit(self, candidate: Candidate, now: float) -> tuple[float, Cause]:
+    def _limit_first(self, candidate: Candidate, now: float) -> None:
         """Until when the first token must come, and what is done else."""
         silence_s = self._ask.silence_s
-        if not self._ask.hedge or self._hedged or self.text:
-            return now + silence_s, Cause.SILENCE
-        late = self._owner.first_tokens.late_s(
-            candidate.region, candidate.rtt_ms, silence_s * HEDGE_AT_MOST
-        )
-        return now + late, Cause.HEDGE
+        if self._may_hedge():
+            late_s = self._owner.first_tokens.late_s(
+                candidate.region, candidate.rtt_ms, silence_s * HEDGE_AT_MOST
+            )
+            self._flight.stage(now + late_s, Cause.HEDGE)
+        else:
+            self._flight.stage(now + silence_s, Cause.SILENCE)
 
-    def _send(self, candidate: Candidate, now: float) -> Exchange:
-        """May raise `PathDown`; it counts as an attempt all the same."""
-        ask, ways, figures = self._ask, self._ways, self._figures
-        ways.go(candidate)
+    def _send(self, candidate: Candidate, now: float, number: int) -> Exchange:
+        """`number`: of the attempt, from 1."""
+        ask, owner, ids = self._ask, self._owner, self.ids
+        priority = ask.priority
+        if ids and priority:
+            priority -= 1  # an answer that has begun goes before a new one, where a queue is full
         request = Request(
             ask.request_id,
             ask.tenant,
             ask.model,
             max(1, int((self._flight.deadline - now) * 1000)),
-            # An answer that has begun goes before a new one of its tier, where a queue is full.
-            max(0, ask.priority - 1) if self.ids else ask.priority,
-            ways.count,
+            priority,
+            number,
             ask.stream,
-            tuple(self.ids),
+            tuple(ids),
         )
+        figures = owner.figures
         figures.attempts += 1
-        figures.resumed += bool(self.ids)
+        if ids:
+            figures.resumed += 1
         figures.load.at(self._decision.demand_class, candidate.region).issued += 1
-        return self._owner.upstream.open(candidate.region, request, ask.body, candidate.relay)
+        return owner.upstream.open(candidate.region, request, ask.body, candidate.relay)
 
     # Receiving
 
@@ -272,17 +269,19 @@ class Attempts:
 
     def _begun(self, known: int | None) -> None:
         """The attempt's first token is here. `known`: those before it, where it goes on."""
-        assert self.candidate is not None  # it has sent it
-        took_s = self._owner.now() - self._opened
-        count = self._count()
+        candidate, owner = self.candidate, self._owner
+        assert candidate is not None  # it has sent it
+        took_s = owner.now() - self._opened
+        count = self._count(candidate.region)
         count.first_tokens += 1
         count.first_token_s += took_s
-        if known is not None:
-            self._note_move(self.candidate, known)
+        if known is None:
+            owner.first_tokens.add(candidate.region, took_s)
         else:
-            self._owner.first_tokens.add(self.candidate.region, took_s)
+            self._note_move(candidate, known)
+        if self._detour is not None:
+            self._detour.home = None
         self._opened = 0.0
-        self._home = None
         self._shown = self._ask.stream
         self._flight.stage(FOREVER, Cause.SILENCE)  # `Watch` sees to it from now on
 
@@ -302,32 +301,36 @@ class Attempts:
         if self._opened:
             self._begun(len(self.ids) if self.text else None)
         self._exchange = None
-        self._owner.upstream.trust(self.region)
-        count = self._count()
+        region = self.region
+        self._owner.upstream.trust(region)
+        count = self._count(region)
         count.ok += 1
         count.tokens += end.completion_tokens
 
     def _note(self, region: str, frame: Accept) -> None:
-        self._figures.region_load[region] = frame.load
+        self._owner.figures.region_load[region] = frame.load
         self._owner.upstream.note_queue(region, frame.queue_ms)
 
     # Going on elsewhere
 
     def _fail(self, error: AttemptError) -> None:
         """Make ready for the next attempt, or raise `AttemptsExhausted`."""
-        assert self.candidate is not None  # it has failed
-        self._figures.failed_attempts += 1
+        candidate, detour = self.candidate, self._detours()
+        assert candidate is not None  # it has failed
+        self._owner.figures.failed_attempts += 1
         if blames_tokens(error) and self.ids:
-            error = OverlayProtocolError(f"{self.candidate.region} refused tokens: {error.message}")
+            error = OverlayProtocolError(f"{candidate.region} refused tokens: {error.message}")
         theirs = not is_clients_fault(error)
         if theirs:
-            self._count().failed += 1
+            self._count(candidate.region).failed += 1
         self._drop()
-        self._rule_out(self.candidate, error)
-        if not self._may_go_on(error):
+        detour.rule_out(candidate, error)
+        stuck = self._shown and not self._received.resumable
+        if stuck or not detour.may_go_on(error, begun=bool(self.text)):
             if theirs:
                 self._count_lost()
             raise AttemptsExhausted(error, tuple(self.tried), self._shown) from error
+        self._decision = detour.decision
         # What nobody has seen is not carried on from a region that lies.
         if not self._received.resumable or (
             not self._shown and isinstance(error, OverlayProtocolError)
@@ -339,42 +342,13 @@ class Attempts:
         if exchange is not None:
             exchange.cancel()
 
-    def _rule_out(self, candidate: Candidate, error: AttemptError) -> None:
-        if isinstance(error, PathDown):
-            self._ways.doubt(candidate)
-            return
-        if self._ways.close(candidate.region) and not is_death(error):
-            self._failures += 1
-
-    def _may_go_on(self, error: AttemptError) -> bool:
-        """Whether there is a way to go, which is then `_coming`."""
-        if self._shown and not self._received.resumable:
-            return False
-        # A frame that breaks the protocol says nothing about the request; others may be sane.
-        if not (error.retryable or isinstance(error, OverlayProtocolError)):
-            return False
-        if self._failures >= self._ask.attempts:
-            return False
-        coming = self._way()
-        if coming is None:
-            return False
-        free = is_death(error) or bool(self.text) or self._home is not None
-        if not free:
-            if not self._owner.budget.spend(self._owner.now()):
-                return False
-            self._figures.retried += 1
-        self._coming = coming
-        return True
-
-    def _way(self) -> Candidate | None:
-        """The best way that is left. The world is looked at anew."""
-        decision = self._owner.choice.decide(self._ask.tenant, self._ask.model)
-        coming = self._ways.next(decision.candidates)
-        if coming is None and self._home is not None:  # then the drained region that it came from
-            coming = self._ways.next((self._home,))
-        elif decision.demand_class:
-            self._decision = decision
-        return coming
+    def _detours(self) -> Detour:
+        detour = self._detour
+        if detour is None:
+            assert self.candidate is not None  # it is to be left
+            detour = Detour(self._owner, self._ask, self._decision, self.candidate)
+            self._detour = detour
+        return detour
 
     # Interrupted by the flight's limits, or by `Watch`
 
@@ -393,17 +367,10 @@ class Attempts:
         return (
             self.waiting
             and self._received.resumable
-            and self._home is None
             and type(self._exchange) is not Race
-            and self._elsewhere() is not None
+            and self._detours().home is None
+            and self._detours().elsewhere(self.region) is not None
         )
-
-    def _elsewhere(self) -> Candidate | None:
-        """Where this answer would go if it left its region, which nothing but a drain forbids."""
-        decision = self._owner.choice.decide(self._ask.tenant, self._ask.model)
-        if any(candidate.region == self.region for candidate in decision.candidates):
-            return None
-        return self._ways.next(decision.candidates)
 
     def _interrupted(self) -> None:
         cause = self._flight.cause
@@ -418,46 +385,45 @@ class Attempts:
             self._fail(RegionSilent(self.region, self._ask.silence_s))
 
     def _move(self) -> None:
-        coming = self._elsewhere()
-        if coming is None:
-            return
-        self._figures.moved += 1
-        self._drop()
         assert self.candidate is not None  # it runs there
-        self._ways.reopen(self.candidate)  # should it ever be open again
-        self._home, self._coming = self.candidate, coming
+        if self._detours().leave(self.candidate):
+            self._owner.figures.moved += 1
+            self._drop()
 
     def _stalled(self, region: str) -> None:
         """Leave it, if somebody else may go on."""
+        figures, detour = self._owner.figures, self._detours()
         if self._left_race(region):
-            self._figures.stalled += 1
+            figures.stalled += 1
             return
-        self._ways.close(region)
-        decision = self._owner.choice.decide(self._ask.tenant, self._ask.model)
+        detour.ways.close(region)
         going = self._received.resumable or not self._shown
-        if going and self._ways.next(decision.candidates) is not None:
-            self._figures.stalled += 1
+        if going and detour.other() is not None:
+            figures.stalled += 1
             self._fail(RegionStalled(region))
 
     # Hedging: see `race`. This is its judge.
 
+    def _may_hedge(self) -> bool:
+        hedged = self._detour is not None and self._detour.hedged
+        return self._ask.hedge and not hedged and not self.text
+
     def _hedge(self) -> None:
-        now, flight = self._owner.now(), self._flight
+        now, flight, detour = self._owner.now(), self._flight, self._detours()
         assert self.candidate is not None and self._exchange is not None  # it is late
         flight.stage(self._opened + self._ask.silence_s, Cause.SILENCE)
-        decision = self._owner.choice.decide(self._ask.tenant, self._ask.model)
-        besides = self.candidate if self._accepted else None
-        rival = self._ways.next(decision.candidates, besides)
+        rival = detour.other(self.candidate if self._accepted else None)
         if rival is None or flight.deadline - now < 2 * (now - self._opened):
             return
         if not self._owner.budget.spend(now):
             return
-        self._hedged = True
-        self._figures.hedged += 1
+        detour.hedged = True
+        detour.ways.go(rival)
+        self._owner.figures.hedged += 1
         try:
-            exchange = self._send(rival, now)
+            exchange = self._send(rival, now, detour.ways.count)
         except PathDown as error:
-            self._rule_out(rival, error)
+            detour.rule_out(rival, error)
             return
         first = Line(self.candidate, self._exchange, self._opened)
         self._exchange = Race(self, [first, Line(rival, exchange, now, hedge=True)])
@@ -466,17 +432,17 @@ class Attempts:
         self._note(line.candidate.region, frame)
 
     def line_failed(self, line: Line, error: LineError) -> None:
-        self._figures.failed_attempts += 1
+        self._owner.figures.failed_attempts += 1
         if not is_clients_fault(error):
             self._count(line.candidate.region).failed += 1
-        self._rule_out(line.candidate, error)
+        self._detours().rule_out(line.candidate, error)
         self._go_by_first()
 
     def line_won(self, line: Line, lost: list[Line]) -> None:
         now = self._owner.now()
         for other in lost:
             self._owner.first_tokens.add(other.candidate.region, now - other.opened)
-        self._figures.hedges_won += line.hedge
+        self._owner.figures.hedges_won += line.hedge
         self.candidate, self._opened = line.candidate, line.opened
         self._exchange = line.exchange
 
@@ -485,7 +451,7 @@ class Attempts:
         exchange = self._exchange
         if type(exchange) is not Race or not exchange.drop(region):
             return False
-        self._ways.close(region)
+        self._detours().ways.close(region)
         self._go_by_first()
         return True
 
@@ -514,9 +480,8 @@ class Attempts:
     def silence_s(self) -> float:
         return self._ask.silence_s
 
-    def _count(self, region: str = "") -> RegionCount:
-        """Of the region that was asked last, unless one is named."""
-        return self._figures.load.at(self._decision.demand_class, region or self.region)
+    def _count(self, region: str) -> RegionCount:
+        return self._owner.figures.load.at(self._decision.demand_class, region)
 
     def _count_lost(self) -> None:
-        self._figures.load.of(self._decision.demand_class).lost += 1
+        self._owner.figures.load.of(self._decision.demand_class).lost += 1

@@ -37,10 +37,9 @@ class Ways:
 
     def go(self, candidate: Candidate) -> None:
         """The request goes that way now."""
-        region, relay = candidate.region, candidate.relay
         self.count += 1
-        self._gone.append((region, relay))
-        self.names.append(f"{region} via {relay}" if relay else region)
+        self._gone.append((candidate.region, candidate.relay))
+        self.names.append(way_name(candidate))
 
     def close(self, region: str) -> bool:
         """The region itself cannot serve the request: it is not asked again. Whether it was open
@@ -92,6 +91,11 @@ class Ways:
 
     def _in_doubt(self, way: Candidate) -> bool:
         return way.region in self._doubted or way.relay in self._doubted
+
+
+def way_name(way: Candidate) -> str:
+    """For people."""
+    return f"{way.region} via {way.relay}" if way.relay else way.region
 
 
 def _cost_ms(doubtful: Candidate) -> float:
