@@ -9,6 +9,7 @@ less seems to be on its way than is.
 
 from __future__ import annotations
 
+import atexit
 import ipaddress
 import socket
 import struct
@@ -49,6 +50,7 @@ def _kernel() -> socket.socket | None:
     except (AttributeError, OSError):  # not Linux, or a sandbox
         return None
     kernel.setblocking(False)
+    atexit.register(kernel.close)
     return kernel
 
 
