@@ -214,7 +214,7 @@ class CoreService:
             return
         size = len(prepared.prompt) + len(prepared.answer)
         limit = prepared.max_tokens - len(prepared.answer)
-        ask = Ask(job.urgency, job.tenant, size, limit)
+        ask = Ask(job.urgency, job.tenant, size, limit, bool(job.resume))
         estimate, refusal = self._runner.foresee(ask, job.deadline_s)
         if refusal is not None:
             self._turn_away(ticket, self._foreseen(refusal))
@@ -254,7 +254,8 @@ class CoreService:
         """
         least = size // self.engine.tokenizer.longest_token_bytes + len(job.resume)
         limit = job.request.max_tokens or self.offer.default_output_tokens
-        ask = Ask(job.urgency, job.tenant, least, max(1, limit - len(job.resume)))
+        limit = max(1, limit - len(job.resume))
+        ask = Ask(job.urgency, job.tenant, least, limit, bool(job.resume))
         estimate, refusal = self._runner.foresee(ask, job.deadline_s)
         if refusal is not None:
             return self._foreseen(refusal)

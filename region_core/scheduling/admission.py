@@ -6,6 +6,9 @@ One that would have to wait must be able to finish: the whole of an answer as lo
 lately, or as its `max_tokens` where that is less. Why the whole: when too much comes, the queue
 fills up to what admission allows; had it allowed for half an answer, every answer would be cut.
 
+An answer that goes on behind what its client has is not asked for its end: refused, it would be cut
+here and now.
+
 An engine with nothing to do refuses nobody: what was learnt may be wrong, and only work shows it.
 """
 
@@ -42,7 +45,7 @@ class Refusal(Struct, frozen=True):
         )
 
 
-def refusal(estimate: Estimate, left_s: float, idle: bool) -> Refusal | None:
+def refusal(estimate: Estimate, left_s: float, idle: bool, resumed: bool = False) -> Refusal | None:
     """Why a request with `left_s` to its deadline is not taken on; None: it is.
 
     `idle`: there is nothing before it, running or waiting.
@@ -53,7 +56,7 @@ def refusal(estimate: Estimate, left_s: float, idle: bool) -> Refusal | None:
         return None
     if estimate.alone_s >= left_s:
         return Refusal("too_short", estimate.alone_s, left_s, estimate.wait_s, False)
-    if estimate.wait_s <= 0:
+    if estimate.wait_s <= 0 or resumed:
         needs_s = estimate.first_token_s
     else:
         needs_s = estimate.late_s + estimate.answer_s

@@ -30,6 +30,7 @@ from region_core.scheduling.releases import Releases
 _LOOKS_AT = 64  # sequences, of those that run
 _SHARES = (1 / 8, 3 / 8, 5 / 8, 7 / 8)  # of cases: how many more tokens an answer has
 _ANY_LIMIT = 1 << 30
+_HANGS = 3.0  # times as long as expected
 _SCENE_S = 0.05  # how long a view of the batch is good for, if nobody comes or leaves
 
 
@@ -93,6 +94,7 @@ class Batcher:
         self._steps = 0  # planned
         self._scene: Scene | None = None
         self._scene_s = 0.0
+        self._ends_s = inf  # by then the step under way should have ended
 
     @property
     def running(self) -> int:
@@ -134,8 +136,8 @@ class Batcher:
     def foresee(self, ask: Ask, deadline_s: float, now: float) -> tuple[Estimate, Refusal | None]:
         """What a newcomer would have to expect, and why it should not be taken on, if so."""
         ahead = self.queue.ahead_of(ask.urgency, ask.tenant)
-        estimate = self.forecast.estimate(ask, ahead, self._view(now))
-        return estimate, refusal(estimate, deadline_s - now, self.idle)
+        estimate = self.forecast.estimate(ask, ahead, self._view(now), self._hangs_s(now))
+        return estimate, refusal(estimate, deadline_s - now, self.idle, ask.resumed)
 
     def entry(
         self, entry_id: int, ask: Ask, deadline_s: float, estimate: Estimate, now: float
@@ -151,7 +153,7 @@ class Batcher:
             tenant=ask.tenant,
             since_s=now,
             promised_s=estimate.first_token_s if estimate.wait_s > 0 else 0.0,
-            useful_s=useful_s(estimate, deadline_s),
+            useful_s=None if ask.resumed else useful_s(estimate, deadline_s),
         )
 
     def cancel(self, entry_id: int) -> bool:
@@ -160,6 +162,7 @@ class Batcher:
 
     def ran(self, step: Step, took_s: float, now: float) -> None:
         """The step that was planned last ended well, `now`."""
+        self._ends_s = inf
         self.forecast.stepped(step, took_s)
         for running in self._beginning:
             running.began = self._steps
@@ -169,6 +172,7 @@ class Batcher:
     def finish(self, entry_id: int, whole: bool | None = None) -> None:
         """A sequence ended in the step that just ran; `whole`: its answer ended by itself, or it
         was cut. None: it was lost."""
+        self._ends_s = inf
         self._leave(entry_id, whole)
 
     def plan(self, now: float) -> Plan:
@@ -186,7 +190,9 @@ class Batcher:
         self._steps += 1
         decodes = tuple(sorted(r.slot for r in self._running.values() if r.decodes))
         chunks = self._chunks(self.limits.step_tokens - len(decodes))
-        return Plan(expired, given_up, released, admitted, Step(chunks, decodes))
+        step = Step(chunks, decodes)
+        self._ends_s = inf if step.empty else now + _HANGS * self.forecast.expected_s(step)
+        return Plan(expired, given_up, released, admitted, step)
 
     def _leave(self, entry_id: int, whole: bool | None) -> bool:
         running = self._running.pop(entry_id, None)
@@ -197,6 +203,9 @@ class Batcher:
         if running.began >= 0 and whole is not None:
             self.forecast.lengths.ended(self._made(running), whole)
         return True
+
+    def _hangs_s(self, now: float) -> float:
+        return max(0.0, now - self._ends_s)
 
     def _made(self, running: _Running) -> int:
         """Tokens of its answer."""

@@ -42,6 +42,7 @@ class Ask(Struct, frozen=True):
     tenant: str
     input_tokens: int
     limit_tokens: int
+    resumed: bool = False  # its client has the beginning of the answer already
 
 
 class Scene(Struct, frozen=True):
@@ -91,6 +92,11 @@ class Forecast:
         self.steps.stepped(len(step.decodes), tokens, took_s)
         self._input_per_step += _STEP_WEIGHT * (tokens - self._input_per_step)
 
+    def expected_s(self, step: Step) -> float:
+        """How long it should take; 0 as long as nothing is known."""
+        decodes = len(step.decodes)
+        return self.steps.seconds(decodes, step.tokens - decodes)
+
     def decode_s(self, sequences: int) -> float:
         """From one token of a sequence to its next, with the input of others in between."""
         return self.steps.seconds(sequences, self._input_per_step)
@@ -116,8 +122,9 @@ class Forecast:
         step = _LEARNS * (IN_TIME if late else IN_TIME - 1)
         self.margin = min(most, max(least, self.margin + step))
 
-    def estimate(self, ask: Ask, ahead: Ahead, scene: Scene) -> Estimate:
-        """What a newcomer has to expect."""
+    def estimate(self, ask: Ask, ahead: Ahead, scene: Scene, hangs_s: float = 0.0) -> Estimate:
+        """What a newcomer has to expect. `hangs_s`: so long the step under way has taken beyond
+        what it should; it is taken to need as much again."""
         steps = self.steps
         answer = self.lengths.within(ANSWERS, ask.limit_tokens)
         chunks = ceil(ask.input_tokens / scene.chunk_tokens)
@@ -126,19 +133,25 @@ class Forecast:
             return Estimate(0.0, 0.0, 0.0, 0.0, 0.0)
         waits = ahead.requests - scene.free
         if waits < 0:
-            return self._at_once(ask, ahead, scene, answer, alone_s)
+            return self._at_once(ask, ahead, scene, answer, alone_s, hangs_s)
         places = self._places_until(ask.urgency, ahead, waits)
         rounds = scene.releases.steps_until(places)
         step_s = steps.seconds(scene.slots)
         each = ahead.input_tokens / ahead.requests if ahead.requests else 0.0
         before = scene.input_tokens + each * (places - 1)
-        wait_s = rounds * step_s + before * steps.token_s
+        wait_s = hangs_s + rounds * step_s + before * steps.token_s
         first_s = wait_s + chunks * step_s + steps.token_s * ask.input_tokens
         whole_s = answer * self.decode_s(scene.slots)
         return Estimate(wait_s, first_s, first_s * self.margin, whole_s, alone_s)
 
     def _at_once(
-        self, ask: Ask, ahead: Ahead, scene: Scene, answer: float, alone_s: float
+        self,
+        ask: Ask,
+        ahead: Ahead,
+        scene: Scene,
+        answer: float,
+        alone_s: float,
+        hangs_s: float,
     ) -> Estimate:
         """There is a slot for it: its input waits for that of those before it, and for the step
         under way."""
@@ -149,7 +162,7 @@ class Forecast:
         step_s = steps.seconds(in_use)
         count = max(ceil(ask.input_tokens / scene.chunk_tokens), ceil(tokens / scene.input_budget))
         under_way = 0.5 if scene.running else 0.0
-        first_s = (count + under_way) * step_s + tokens * steps.token_s
+        first_s = hangs_s + (count + under_way) * step_s + tokens * steps.token_s
         whole_s = answer * self.decode_s(in_use + 1)
         return Estimate(0.0, first_s, first_s * self.margin, whole_s, alone_s)
 

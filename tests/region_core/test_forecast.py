@@ -318,6 +318,27 @@ def test_admission(found: Estimate, left_s: float, idle: bool, reason: str | Non
         assert "nan" not in refused.message
 
 
+def test_an_answer_that_goes_on_is_asked_for_its_next_token_alone() -> None:
+    assert refusal(estimate(), 4.2, idle=False) is not None
+    assert refusal(estimate(), 4.2, idle=False, resumed=True) is None
+    assert refusal(estimate(), 4.0, idle=False, resumed=True) is not None
+
+
+def test_while_a_step_hangs_nothing_is_promised() -> None:
+    """Once it takes more than thrice what it should, for as long as it does."""
+    world, requests = World(), storm(6, 0.5 * CAPACITY_PER_S, 5.0)
+    world.run(requests, until=4.0)
+    batcher, now = world.batcher, world.now
+    assert not batcher.plan(now).step.empty
+    ask, found = Ask(3, "", 40, 512), {}
+    for after_s in (0.0, 0.05, 1.0, 3.0):
+        found[after_s] = batcher.foresee(ask, now + after_s + 2.5, now + after_s)
+    assert found[0.0][1] is None and found[0.05][1] is None and found[3.0][1] is not None
+    assert found[3.0][0].first_token_s >= 2.5 > found[1.0][0].first_token_s
+    batcher.ran(Step((), tuple(range(8))), 3.0, now + 3.0)
+    assert batcher.foresee(ask, now + 5.5, now + 3.0)[1] is None
+
+
 def test_of_use_until_half_of_an_answer_no_longer_fits() -> None:
     assert useful_s(estimate(), 100.0) == pytest.approx(100 - 0.1 - 1.0)
     assert useful_s(estimate(wait_s=0.0), 100.0) == 100.0
