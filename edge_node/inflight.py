@@ -102,6 +102,8 @@ class Flight:
     def carry_on(self) -> None:
         """The cancellation was handled: the request goes on."""
         self.cause = None
+        # A limit that struck while another cause was on its way strikes anew.
+        self.wake = min(self.wake, self.limit)
         self.task.uncancel()
 
     def strike(self, now: float) -> None:
@@ -110,10 +112,10 @@ class Flight:
             self.wake = float("inf")
             self.stop(self._stage)
             return
+        self.wake = self.limit
         if self._presence is None:
             self._presence = self._client.client_disconnect()
             self._presence.add_done_callback(self._gone)
-        self.wake = self.limit
 
     def _gone(self, presence: Any) -> None:
         if not presence.cancelled():
@@ -174,6 +176,7 @@ class Flights:
     def _sweep(self) -> None:
         assert self._loop is not None  # a timer runs on it
         now = self._loop.time()
+        # First of all: whatever becomes of one flight, the limits of the others hold.
+        self._timer = self._loop.call_later(TICK_S, self._sweep) if self._flights else None
         for flight in [f for f in self._flights if f.wake <= now]:
             flight.strike(now)
-        self._timer = self._loop.call_later(TICK_S, self._sweep) if self._flights else None

@@ -122,7 +122,9 @@ class Tunnels:
     # The snapshot's will
 
     def use(self, snapshot: Snapshot) -> None:
-        """Follow a new snapshot. Needs a running event loop."""
+        """Follow a new snapshot; once closed, none. Needs a running event loop."""
+        if self._closed:
+            return
         before, self._snapshot = self._snapshot, snapshot
         self._choice.use(snapshot.policy.paths)
         for region in snapshot.regions:
@@ -263,10 +265,11 @@ class Tunnels:
         self._settled = True
         region = next(iter(self._due), "")
         self._due.pop(region, None)
+        # First: whatever becomes of one region's relays, those of the others are looked at.
+        self._review_in(0.0 if self._due else REVIEW_S, () if self._due else None)
         road = self._roads.get(region)
         if road is not None:
             self._keep_relays(road)
-        self._review_in(0.0 if self._due else REVIEW_S, () if self._due else None)
 
     def _keep_relays(self, road: Road) -> None:
         """Keep the relays that are worth it; let others go."""

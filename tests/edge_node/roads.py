@@ -3,6 +3,8 @@ an edge are real. Time is told too."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 from edge_node.forward.tunnels import OnChange, Tunnels
@@ -141,6 +143,12 @@ class Roads:
         self.tunnels._review_in(0.0)
         for _ in range(len(self.tunnels._due)):
             self.tunnels._review_next()
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(20.0):
+        while not holds():
+            await asyncio.sleep(0.01)
 
 
 def onward(relay: str, region: str, rtt_ms: float, **spec: Any) -> dict[str, Any]:

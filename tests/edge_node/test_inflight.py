@@ -40,9 +40,9 @@ async def test_a_limit_strikes_once_it_has_passed_and_not_before() -> None:
     flights, loop = Flights(), asyncio.get_running_loop()
     begin = loop.time()
     assert await _stopped(flights, Client(), 0.12, 5.0) is Cause.SLOW_BODY
-    assert 0.12 <= loop.time() - begin <= 0.12 + 4 * TICK_S
+    assert 0.12 <= loop.time() - begin < 4.0
     assert await _stopped(flights, Client(), 0.2, 0.05) is None
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.2 + 4 * TICK_S)
     assert len(flights) == 0
 
 
@@ -78,7 +78,7 @@ async def test_a_handled_silence_lets_the_request_go_on_and_be_stopped_again() -
     flights = Flights()
     flight = flights.open(Client(), 5.0, Cause.SLOW_BODY)
     now = asyncio.get_running_loop().time()
-    flight.due(now + 0.4)
+    flight.due(now + 2.0)
     for _ in range(2):
         flight.stage(asyncio.get_running_loop().time() + 0.05, Cause.SILENCE)
         with pytest.raises(asyncio.CancelledError):
@@ -87,10 +87,43 @@ async def test_a_handled_silence_lets_the_request_go_on_and_be_stopped_again() -
         flight.carry_on()
     flight.stage(now + 9.0, Cause.SILENCE)
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(8.0)
     assert flight.cause is Cause.DEADLINE
     flight.carry_on()
     flights.close(flight)
+
+
+async def test_a_limit_that_struck_behind_a_passing_cause_strikes_again() -> None:
+    flights = Flights()
+    flight = flights.open(Client(), 5.0, Cause.SLOW_BODY)
+    now = asyncio.get_running_loop().time()
+    flight.due(now + 9.0)
+    flight.stage(now, Cause.SILENCE)
+    flight.stop(Cause.STALL)
+    flight.strike(now)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.sleep(5.0)
+    assert flight.cause is Cause.STALL
+    flight.carry_on()  # and nobody else can take over: it goes on waiting
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.sleep(5.0)
+    assert flight.cause is Cause.SILENCE
+    flight.carry_on()
+    flights.close(flight)
+
+
+async def test_one_client_that_cannot_be_watched_leaves_the_others_their_limits() -> None:
+    class Broken:
+        def client_disconnect(self) -> Any:
+            raise RuntimeError("no longer there")
+
+    flights, loop = Flights(), asyncio.get_running_loop()
+    said: list[Any] = []
+    loop.set_exception_handler(lambda _, context: said.append(context["exception"]))
+    broken = flights.open(Broken(), 9.0, Cause.SLOW_BODY)
+    assert await _stopped(flights, Client(), 0.3, 5.0) is Cause.SLOW_BODY
+    assert [str(error) for error in said] == ["no longer there"]
+    flights.close(broken)
 
 
 async def test_a_final_cause_outranks_silence() -> None:
@@ -111,7 +144,7 @@ async def test_draining_waits_for_all() -> None:
     await flights.drained()
     tasks = [asyncio.create_task(_stopped(flights, Client(), 9.0, s)) for s in (0.05, 0.1)]
     await asyncio.sleep(0)
-    await asyncio.wait_for(flights.drained(), 1.0)
+    await asyncio.wait_for(flights.drained(), 10.0)
     assert all(task.done() for task in tasks) or len(flights) == 0
     await asyncio.gather(*tasks)
 

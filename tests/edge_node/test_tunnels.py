@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from edge_node.forward import retired
 from edge_node.forward.path import MOVE_MAX_S
 from edge_node.forward.tunnels import addresses_of
-from tests.edge_node.roads import Roads
+from tests.edge_node.roads import Roads, until
 from tests.edge_node.worlds import snapshot
 from tests.topology.worlds import document, region
 from topology.overlay.errors import PathDown
@@ -26,12 +26,6 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Roads]:
     yield world
     await world.tunnels.close()
     assert all(tunnel.closed for tunnel in world.made)
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(5.0):
-        while not holds():
-            await asyncio.sleep(0.01)
 
 
 def addressed(name: str, *cores: str) -> dict[str, Any]:
@@ -251,3 +245,12 @@ async def test_round_trip_times_are_read_anew_after_a_while(world: Roads) -> Non
     before = world.tunnels.views()
     world.clock.advance(1.0)
     assert world.tunnels.views() is before
+
+
+async def test_a_snapshot_that_comes_after_the_end_opens_nothing(world: Roads) -> None:
+    world.tunnels.use(snapshot())
+    await world.tunnels.close()
+    made = len(world.made)
+    world.tunnels.use(snapshot(region("oslo", "EU", 9)))
+    assert len(world.made) == made
+    assert world.tunnels.views() == {}
