@@ -87,7 +87,7 @@ async def test_a_late_first_token_is_asked_for_a_second_time_and_the_first_is_le
     trip = quick(Trip(regions, hedge=True))
     begin = asyncio.get_running_loop().time()
     await trip.run()
-    assert asyncio.get_running_loop().time() - begin < 2.0
+    assert asyncio.get_running_loop().time() - begin < 4.0  # the limit for silence is 5 s
     assert trip.text == TEXT
     assert ways(regions) == [("frankfurt", "", 1), ("dubai", "", 2)]
     assert {request.request_id for _, request, _ in regions.sent} == {"r1"}

@@ -190,7 +190,7 @@ async def test_a_client_that_sends_a_byte_now_and_then_is_let_go() -> None:
         status, body = await reply
         assert status == 408
         assert json.loads(body)["error"]["code"] == "slow_request"
-        assert loop.time() - begin < 1.0
+        assert loop.time() - begin < 10.0  # all of it would take 100 s
         assert await wire.ended()
         await wire.close()
         assert len(edge.app.flights) == 0

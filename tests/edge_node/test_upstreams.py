@@ -119,7 +119,7 @@ async def test_lost_interest_reaches_the_region(world: Memory | Overlay) -> None
     assert isinstance(await exchange.next(), Accept)
     exchange.cancel()
     exchange.cancel()
-    for _ in range(100):
+    for _ in range(1000):
         if world.cancelled():
             break
         await asyncio.sleep(0.01)
@@ -135,7 +135,7 @@ async def test_a_reader_may_be_cancelled_and_then_cancel(world: Memory | Overlay
     with pytest.raises(asyncio.CancelledError):
         await reader
     exchange.cancel()
-    for _ in range(100):
+    for _ in range(1000):
         if world.cancelled():
             break
         await asyncio.sleep(0.01)
