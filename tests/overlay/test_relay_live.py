@@ -208,6 +208,7 @@ async def test_a_way_cannot_be_asked_for_through_a_relay_or_a_tunnel_that_is_dow
         await direct.bind("frankfurt", 0)
     late = world.relayed(direct)
     await until(lambda: "not relayed: no path to dubai" in late.status.reason)
+    assert "\n" not in late.status.reason
 
 
 async def test_a_relay_that_restarts_is_bound_to_anew(world: World) -> None:

@@ -242,6 +242,23 @@ async def test_closing_the_tunnel_fails_what_is_open(serve: Serve, connect: Conn
     await until(lambda: server.connections == 0)
 
 
+async def test_a_tunnel_whose_task_is_cancelled_ends_in_order(
+    serve: Serve, connect: Connect
+) -> None:
+    """As `asyncio.run` does to whatever still runs at its end."""
+    server = await serve(lambda exchange: None)
+    tunnel = await connect(server.port)
+    exchange = tunnel.open(request(), b"{}")
+    task = tunnel._task
+    assert task is not None
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(PathDown):
+        await exchange.next()
+    await tunnel.close()
+
+
 async def test_the_server_drains_before_it_closes(serve: Serve, connect: Connect) -> None:
     held: list[ServerExchange] = []
     server = await serve(held.append)

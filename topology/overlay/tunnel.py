@@ -265,7 +265,8 @@ class Tunnel:
                     self._backoff.reset()  # a region that takes us and drops us is not rushed
             if self._state != "closed":
                 self._change("waiting", reason)
-            down.set_result(reason)
+            if not down.done():  # cancelled with the task that waited for it
+                down.set_result(reason)
 
         try:
             async with asyncio.timeout(self.settings.connect_timeout_ms / 1000):
@@ -277,7 +278,7 @@ class Tunnel:
             return f"{self.address}: {error.strerror or error}"
         except TradewindError as error:
             self._relay_down = isinstance(error, PathDown)
-            return f"not relayed: {error}"
+            return f"not relayed: {error.message}"  # one line: what to do is for people who asked
         self._connection = connection
         try:
             await asyncio.wait(
