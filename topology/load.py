@@ -56,7 +56,8 @@ class LoadCounts:
         return count
 
     def at(self, cls: str, region: str) -> RegionCount:
-        regions = self.of(cls).regions
+        held = self.classes.get(cls)
+        regions = held.regions if held is not None else self.of(cls).regions
         count = regions.get(region)
         if count is None:
             count = regions[region] = RegionCount()

@@ -7,6 +7,8 @@ What it is for, and what costs nothing: docs/decisions/0015-one-budget.md.
 
 from __future__ import annotations
 
+from math import inf
+
 WINDOW_S = 10
 
 
@@ -19,7 +21,9 @@ class Budget:
         "_asked_in",
         "_floor",
         "_floor_at",
+        "_next",
         "_second",
+        "_slot",
         "_spent_in",
         "min_per_s",
         "refused",
@@ -38,16 +42,17 @@ class Budget:
         self._asked_in = [0] * WINDOW_S  # by second
         self._spent_in = [0] * WINDOW_S
         self._second: int | None = None  # the latest that was counted in
+        self._slot = 0  # its place in the window
+        self._next = -inf  # when it is over
         self._floor = self._floor_max
         self._floor_at = 0.0
 
     def note(self, now: float) -> None:
         """A client's request is forwarded for the first time."""
-        second = int(now)
-        if second != self._second:
-            second = self._turn(second)
+        if now >= self._next:
+            self._turn(int(now))
         self._asked += 1
-        self._asked_in[second % WINDOW_S] += 1
+        self._asked_in[self._slot] += 1
 
     def spend(self, now: float) -> bool:
         """Whether one more may be sent; if so, it is paid for."""
@@ -90,5 +95,6 @@ class Budget:
             self._asked -= self._asked_in[slot]
             self.spent_recently -= self._spent_in[slot]
             self._asked_in[slot] = self._spent_in[slot] = 0
-        self._second = max(second, self._second)
-        return self._second
+        self._second = second = max(second, self._second)
+        self._slot, self._next = second % WINDOW_S, second + 1
+        return second

@@ -13,16 +13,17 @@ QUANTILE = 0.95
 SLACK_S = 0.05  # beside two round trips: earlier than that nothing is late
 UNKNOWN_S = 1.0  # before enough were seen
 
-_WORKED_OUT_EVERY = 8
+_WORKED_OUT_EVERY = 32  # first tokens; more often while there are fewer
 
 
 class _Seen:
-    __slots__ = ("added", "late_s", "times_s")
+    __slots__ = ("added", "due", "late_s", "times_s")
 
     def __init__(self) -> None:
         self.times_s: deque[float] = deque(maxlen=REMEMBERED)
         self.late_s = UNKNOWN_S
         self.added = 0
+        self.due = ENOUGH  # worked out anew when so many were added
 
 
 class FirstTokens:
@@ -39,12 +40,16 @@ class FirstTokens:
             seen = self._seen[region] = _Seen()
         seen.times_s.append(took_s)
         seen.added += 1
-        if seen.added % _WORKED_OUT_EVERY == 0 and len(seen.times_s) >= ENOUGH:
+        if seen.added >= seen.due:
+            seen.due += min(seen.added, _WORKED_OUT_EVERY)
             ordered = sorted(seen.times_s)
             seen.late_s = ordered[min(int(QUANTILE * len(ordered)), len(ordered) - 1)]
 
     def late_s(self, region: str, rtt_ms: float, most_s: float) -> float:
         """How long to wait for a first token from there before it counts as late."""
         seen = self._seen.get(region)
-        usual = seen.late_s if seen is not None else UNKNOWN_S
-        return min(max(usual, 2 * rtt_ms / 1000 + SLACK_S), most_s)
+        late_s = seen.late_s if seen is not None else UNKNOWN_S
+        least_s = 2 * rtt_ms / 1000 + SLACK_S
+        if late_s < least_s:
+            late_s = least_s
+        return late_s if late_s < most_s else most_s
