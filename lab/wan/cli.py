@@ -290,10 +290,7 @@ def _table(links: tuple[LinkState, ...], before: dict[str, LinkState], elapsed_s
     for heading in (*HEADINGS, RATE):
         table.add_column(heading, no_wrap=True)
     for row in rows(links, before, elapsed_s):
-        style = (
-            None if row[2] == "up" else "red" if "down" in row[2] or "cut" in row[2] else "yellow"
-        )
-        table.add_row(*row, style=style)
+        table.add_row(*row, style=_style(row[2]))
     return table
 
 

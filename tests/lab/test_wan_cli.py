@@ -37,14 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            end = time.monotonic() + 20
+            end = time.monotonic() + 60
             while not (directory / SOCKET).exists():
                 assert process.poll() is None and time.monotonic() < end
                 time.sleep(0.05)
             yield directory
         finally:
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
 
 
 @pytest.fixture(autouse=True)
@@ -93,9 +93,9 @@ def test_cut_mend_flap_and_reset_by_pattern(folder: Path) -> None:
 
 
 def test_for_a_while(folder: Path) -> None:
-    status, said = run(folder, "cut", "tokyo-dubai", "--for", "300ms")
-    assert status == 0 and re.search(r"cut \(0\.[123]s more\)", said)
-    end = time.monotonic() + 10
+    status, said = run(folder, "cut", "tokyo-dubai", "--for", "1s")
+    assert status == 0 and re.search(r"cut \([01]\.\ds more\)", said)
+    end = time.monotonic() + 20
     while not links(folder, "ls")["tokyo-dubai"]["out"]["up"]:
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -156,7 +156,7 @@ def test_watching(folder: Path) -> None:
     for _ in range(2):
         assert len(msgspec.json.decode(process.stdout.readline())) == len(NAMES)
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(30) == 130
     process.stdout.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -53,13 +53,21 @@ def connected(link: WanLink) -> socket.socket:
     return client
 
 
-async def round_trip_ms(client: socket.socket, data: bytes = b"ping", wait_s: float = 2.0) -> float:
+async def round_trip_ms(
+    client: socket.socket, data: bytes = b"ping", wait_s: float = 10.0
+) -> float:
     loop = asyncio.get_running_loop()
     begun = loop.time()
     await loop.sock_sendall(client, data)
     answer = await asyncio.wait_for(loop.sock_recv(client, 65_535), wait_s)
     assert answer == data
     return (loop.time() - begun) * 1000
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.01)
 
 
 async def silent(client: socket.socket, data: bytes = b"?", wait_s: float = 0.3) -> bool:
