@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.identity import Identity
+from tests.overlay.certificates import Authority
 from tests.overlay.conftest import Connect, Serve, request, until
 from tests.overlay.pair import Pair
-from tests.overlay.test_tunnel import read
+from tests.overlay.test_tunnel import read, served
 from topology.overlay.errors import OverlayProtocolError, PathDown
 from topology.overlay.frames import (
     Body,
@@ -74,7 +75,7 @@ async def test_random_datagrams_do_nothing(serve: Serve, connect: Connect) -> No
     await asyncio.sleep(0.1)
     assert server.counters.packet_errors == 0
     assert server.connections <= server.settings.max_handshakes + 1
-    assert await read(tunnel.open(request(), b"fine")) == "fine"
+    assert await served(tunnel) == "fine"
 
 
 async def test_half_open_handshakes_are_bounded_and_expire(serve: Serve, connect: Connect) -> None:
@@ -90,7 +91,26 @@ async def test_half_open_handshakes_are_bounded_and_expire(serve: Serve, connect
         assert server.connections <= 1 + 10
         assert server.counters.refused_full == 0
         await until(lambda: server.connections == 1)
-    assert await read(tunnel.open(request(), b"fine")) == "fine"
+    assert await served(tunnel) == "fine"
+    assert server._handshakes == 0
+
+
+async def test_one_peer_cannot_take_every_connection(
+    serve: Serve, connect: Connect, ca: Authority
+) -> None:
+    limits = ServerSettings(max_connections=8, max_connections_per_peer=3)
+    server = await serve(settings=limits)
+    first = [await connect(server.port) for _ in range(3)]
+    late = [await connect(server.port, wait=False) for _ in range(4)]
+    await until(lambda: server.counters.refused_peer_full >= 4)
+    await until(lambda: "as many connections" in late[0].status.reason)
+    assert all(tunnel.connected for tunnel in first)
+    other = await connect(server.port, identity=ca.issue("edge", "london"))
+    assert await served(other) == "fine"
+    for tunnel in (*first, *late, other):
+        await tunnel.close()
+    await until(lambda: server.connections == 0)
+    assert server._held == {}
     assert server._handshakes == 0
 
 
@@ -107,7 +127,7 @@ async def test_noise_holds_no_handshake(serve: Serve, connect: Connect) -> None:
         assert server.connections == 0
         assert server.counters.refused_full == 0
     tunnel = await connect(server.port)
-    assert await read(tunnel.open(request(), b"fine")) == "fine"
+    assert await served(tunnel) == "fine"
 
 
 async def test_garbage_in_a_stream_resets_that_stream_alone(serve: Serve, connect: Connect) -> None:
@@ -129,7 +149,7 @@ async def test_garbage_in_a_stream_resets_that_stream_alone(serve: Serve, connec
         before = server.counters.protocol_errors
         raw(tunnel, data, fin)
         await until(lambda before=before: server.counters.protocol_errors == before + 1)
-    assert await read(tunnel.open(request(), b"fine")) == "fine"
+    assert await served(tunnel) == "fine"
     assert server.counters.exchanges == 1
     [peer] = server._connections
     await until(lambda: not peer.quic._streams)
@@ -162,7 +182,7 @@ async def test_a_huge_frame_is_refused_and_the_client_told(serve: Serve, connect
     exchange = tunnel.open(request(), b"b" * 20_000)
     with pytest.raises(OverlayProtocolError, match="too_large"):
         await exchange.next()
-    assert await read(tunnel.open(request(), b"fine")) == "fine"
+    assert await served(tunnel) == "fine"
 
 
 async def test_streams_opened_without_end_hit_a_limit_and_time_out(
@@ -176,7 +196,7 @@ async def test_streams_opened_without_end_hit_a_limit_and_time_out(
     await until(lambda: server.counters.timed_out > 0)
     peers = [peer for peer in server._connections if peer.arriving]
     assert all(len(peer.arriving) <= 100 for peer in peers)
-    assert await read(honest.open(request(), b"fine")) == "fine"
+    assert await served(honest) == "fine"
     await until(lambda: server.counters.timed_out >= 200)
 
 
@@ -272,7 +292,7 @@ async def test_a_peer_that_breaks_quic_itself_loses_its_connection_alone(
         quic.send_stream_data(quic.get_next_available_stream_id(), b"x")
     connection._driver.mark()
     await until(lambda: hostile.status.path_downs == 1)
-    assert await read(honest.open(request(), b"fine")) == "fine"
+    assert await served(honest) == "fine"
     assert honest.status.path_downs == 0
 
 
@@ -293,7 +313,7 @@ async def test_a_fault_inside_one_connection_ends_that_connection_alone(
     broken.open(request(), b"{}")
     await until(lambda: server.connections == 1)
     assert server.counters.packet_errors == 1
-    assert await read(fine.open(request(), b"fine")) == "fine"
+    assert await served(fine) == "fine"
     connection = fine._connection
     assert connection is not None
     monkeypatch.setattr(connection.quic, "datagrams_to_send", fail)

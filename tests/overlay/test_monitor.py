@@ -162,6 +162,25 @@ def test_a_stop_measures_nothing_and_finds_nothing_overdue(rtt_s: float, stopped
     assert world.estimate.rtt_ms == pytest.approx(rtt_s * 1000, abs=0.01)
 
 
+def test_who_is_behind_with_its_socket_blames_nobody_and_a_cut_is_found_after_that() -> None:
+    """A busy edge, or a flood: the answers may wait behind what else has come."""
+    monitor, now = PathMonitor(10.0, Rules(), NOTHING), 10.0
+    probes = 0
+    while now < 13.0:  # nothing is answered
+        now += 0.01
+        probes += monitor.judge(now, NOTHING, True, behind=True).probe is not None
+    assert monitor.state != "silent"
+    assert probes > 10
+    monitor.echoed(Echo(0, 1, 1, False), now)  # an old one, and more overdue behind it
+    assert monitor.state != "silent"
+    caught_up = now
+    while monitor.state != "silent":
+        now += 0.01
+        monitor.judge(now, NOTHING, True)
+        assert now < caught_up + 3.0
+    assert now > caught_up + PATIENCE_S
+
+
 def test_a_process_that_is_always_late_measures_all_the_same() -> None:
     world = PathWorld(0.02)
     world.busy = True

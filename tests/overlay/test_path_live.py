@@ -16,7 +16,7 @@ from runtime.identity import Identity
 from tests.overlay.certificates import Authority
 from tests.overlay.conftest import END, Connect, Serve, request, until
 from tests.overlay.proxy import proxy
-from tests.overlay.test_tunnel import ROOT, SERVER, read
+from tests.overlay.test_tunnel import ROOT, SERVER, read, served
 from topology.overlay.errors import PathDown
 from topology.overlay.exchange import Exchange
 from topology.overlay.frames import Accept, Tokens
@@ -226,6 +226,27 @@ async def test_a_region_computes_for_nobody_who_has_gone(serve: Serve, connect: 
         await tunnel.close()
 
 
+async def test_a_path_is_not_silent_while_its_socket_is_not_read(
+    serve: Serve, connect: Connect
+) -> None:
+    server = await serve(hold)
+    async with proxy(server.port) as road:
+        tunnel = await connect(road.port, settings=QUICK)
+        exchange = tunnel.open(request(), b"{}")
+        await exchange.next()
+        assert tunnel._connection is not None
+        assert tunnel._connection._watch is not None
+        shell = tunnel._connection._watch._shell
+        assert shell.read_now()
+        read_now, shell.read_now = shell.read_now, lambda: False
+        road.back = 1.0
+        await asyncio.sleep(1.0)
+        assert tunnel.connected
+        shell.read_now = read_now
+        assert "no answer" in await fails(exchange)
+        await tunnel.close()
+
+
 async def test_a_handlers_mistake_does_not_end_the_sweeps(serve: Serve, connect: Connect) -> None:
     def mistaken(exchange: ServerExchange) -> None:
         def fail() -> None:
@@ -301,7 +322,7 @@ async def test_a_flood_of_datagrams_is_counted_and_costs_few_echoes(
     assert sum(p._echoes for p in server._connections) <= seconds * PER_S
     assert server.connections == 2
     await until(lambda: honest.connected)  # all of them share this loop with the flood
-    assert await read(honest.open(request(), b"fine")) == "fine"
+    assert await served(honest) == "fine"
     assert honest.status.connects == 1
 
 
@@ -312,7 +333,7 @@ async def test_datagrams_that_say_nothing_are_counted_and_ignored(
     tunnel = await connect(server.port)
     shower(tunnel, [b"", b"\x01", b"\x02abc", b"\xff" * 40, encode_echo(1, 1, 1, True)])
     await until(lambda: server.counters.datagrams_malformed == 5)
-    assert await read(tunnel.open(request(), b"fine")) == "fine"
+    assert await served(tunnel) == "fine"
 
 
 async def test_a_datagram_larger_than_announced_ends_its_connection_alone(
@@ -322,7 +343,7 @@ async def test_a_datagram_larger_than_announced_ends_its_connection_alone(
     hostile, honest = await connect(server.port), await connect(server.port)
     shower(hostile, [b"x" * 200])
     await until(lambda: hostile.status.connected == 2)
-    assert await read(honest.open(request(), b"fine")) == "fine"
+    assert await served(honest) == "fine"
     assert honest.status.connected == 1
 
 
@@ -348,4 +369,4 @@ async def test_echoes_that_nobody_asked_for_change_nothing(serve: Serve, connect
         peer.driver.flush_now()
     await until(lambda: watch.strange > 500)
     assert tunnel.connected
-    assert await read(tunnel.open(request(), b"fine")) == "fine"
+    assert await served(tunnel) == "fine"

@@ -16,7 +16,7 @@ from runtime.identity import Identity
 from tests.overlay.certificates import Authority
 from tests.overlay.conftest import END, FAST, Serve, answer, request, until
 from tests.overlay.test_hostile import raw
-from tests.overlay.test_tunnel import read
+from tests.overlay.test_tunnel import read, served
 from tests.overlay.test_wan_path import link
 from topology.overlay.errors import PathDown, RegionFailure
 from topology.overlay.frames import Accept, Body, End, Relay, Relayed, Tokens, encode
@@ -344,7 +344,7 @@ async def test_relays_cannot_be_chained_into_a_loop(
     connection.port.send([there + here + b"\x40 once"], None)
     await until(lambda: world.relay.counters.dropped_not_quic == 2)
     assert frankfurt.relay.counters.forwarded == before[1]
-    assert await read(relayed.open(request(), b"fine")) == "fine"
+    assert await served(relayed) == "fine"
 
 
 async def test_strangers_and_wrong_heads_disturb_nothing(world: World) -> None:
@@ -356,7 +356,7 @@ async def test_strangers_and_wrong_heads_disturb_nothing(world: World) -> None:
         connection.port.send([HEAD + os.urandom(8) + os.urandom(n)], None)
         [binding] = world.relay._bindings.values()
         world.dubai.udp.send([HEAD + os.urandom(8) + b"\x40x", b"\x40" * 30], binding.address)
-    assert await read(relayed.open(request(), b"fine")) == "fine"
+    assert await served(relayed) == "fine"
     assert connection.strays == 400
     assert world.relay.counters.dropped_unbound == 200
     assert relayed.status.path_downs == 0

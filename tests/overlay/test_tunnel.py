@@ -34,6 +34,17 @@ async def read(exchange: Exchange) -> str:
     return text
 
 
+async def served(tunnel: Tunnel, body: bytes = b"fine") -> str:
+    """The answer to `body`, asked again while the path seems down: on a busy machine a server may
+    have much in its socket before it."""
+    async with asyncio.timeout(15):
+        while True:
+            try:
+                return await read(tunnel.open(request(), body))
+            except PathDown:
+                await asyncio.sleep(0.05)
+
+
 async def test_an_exchange_is_answered(serve: Serve, connect: Connect) -> None:
     server = await serve()
     tunnel = await connect(server.port)

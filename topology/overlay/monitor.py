@@ -14,7 +14,8 @@ asked faster. A silent path is asked on for a while: with the first answer it is
 Time during which this process itself did not run counts for nothing: whoever was stopped for a
 while has not waited, and has not measured. The caller must
 
-1. read its socket before it calls `judge`, so that answers that are there already are seen;
+1. read its socket before it calls `judge`, so that answers that are there already are seen, and
+   say so where more is left in it;
 2. call `judge` when the last verdict's `again_s` has come, and not much later;
 3. send the verdict's probe, if it has one, at once.
 """
@@ -150,6 +151,7 @@ class PathMonitor:
         self._resumed = False  # answers came after a silence, and no echo yet
         self._seen = seen
         self._looked_s = now  # at what QUIC knows
+        self._slept_looked_s = 0.0  # `_slept_s` then
 
     # What happens
 
@@ -178,11 +180,14 @@ class PathMonitor:
             self._wake(now)
             self._settle(number, now)
 
-    def judge(self, now: float, seen: Seen, busy: bool) -> Verdict:
-        """`busy`: exchanges are open."""
+    def judge(self, now: float, seen: Seen, busy: bool, behind: bool = False) -> Verdict:
+        """`busy`: exchanges are open. `behind`: more waits in the socket than was read, and the
+        answers may be among it, so that the time since the last look counts for nothing."""
         self._wake(now)
+        if behind:
+            self._slept_s = max(self._slept_s, self._slept_looked_s + now - self._looked_s)
         self._look(now, seen)
-        self._conclude(now)
+        self._conclude(now, judging=True)
         if self.state == "silent" and now - self.since_s > self._rules.keep_s:
             self._due_s = now
             return Verdict(None, now, over=True)
@@ -255,6 +260,7 @@ class PathMonitor:
         """Answers and losses that QUIC knows of."""
         before, self._seen = self._seen, seen
         since_s, self._looked_s = self._looked_s, now
+        self._slept_looked_s = self._slept_s
         self._heard_s = max(self._heard_s, seen.heard_s)
         if seen.asked >= 0:
             self._mark(seen)
@@ -308,10 +314,11 @@ class PathMonitor:
         self._settled_s = max(self._settled_s, sent_s)
         self._answered_s = now
 
-    def _conclude(self, now: float) -> None:
+    def _conclude(self, now: float, *, judging: bool = False) -> None:
+        """Silent it becomes when it is judged alone: until then more may be read."""
         oldest_s = self._age_s(self._questions[0], now) if self._questions else 0.0
         self._suspected = oldest_s > self._suspect_s
-        if oldest_s > self.patience_s and self._overdue(now) >= self._needed:
+        if judging and oldest_s > self.patience_s and self._overdue(now) >= self._needed:
             self._become("silent", now, self._silence(oldest_s))
         elif self.state == "silent" and self._suspected:
             pass  # not yet

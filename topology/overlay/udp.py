@@ -111,18 +111,20 @@ class UdpPort:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
 
-    def read_now(self) -> None:
-        """Take in whatever has already arrived, without waiting for the loop."""
-        if self._socket.fileno() >= 0:
-            self._readable()
+    def read_now(self) -> bool:
+        """Take in what has already arrived, as much as in one turn of the loop, without waiting
+        for it. Whether that was all."""
+        return self._socket.fileno() < 0 or self._readable()
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
         batch: Batch = []
+        emptied = False
         receive, buffer, view = self._socket.recvmsg_into, [self._buffer], self._buffer
         for _ in range(_READS_PER_WAKEUP):
             try:
                 size, ancillary, _, address = receive(buffer, _ANCILLARY_BYTES)
             except BlockingIOError:
+                emptied = True
                 break
             except OSError as error:
                 if error.errno == errno.ECONNREFUSED and self._on_refused is not None:
@@ -140,6 +142,7 @@ class UdpPort:
         if batch:
             self.counters.datagrams_in += len(batch)
             self._on_batch(batch)
+        return emptied
 
     def send(self, datagrams: list[bytes], address: Address | None) -> None:
         """Send datagrams in order, to `address`, or to the connected one when it is None.

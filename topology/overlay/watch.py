@@ -18,7 +18,7 @@ class Shell(Struct):
     """What a watch needs of the connection that it watches."""
 
     busy: Callable[[], object]  # something true while exchanges are open
-    read_now: Callable[[], None]  # take in what has arrived
+    read_now: Callable[[], bool]  # take in what has arrived; whether that was all
     mark: Callable[[], None]  # something is to be sent
     on_state: Callable[[PathState, str], None]  # a new state of the path, and why
     on_over: Callable[[str], None]  # the connection is to be ended, and why
@@ -97,11 +97,12 @@ class Watch:
 
     def _judge(self) -> None:
         self._timer = None
-        self._shell.read_now()
+        behind = not self._shell.read_now()
         if self._stopped:  # by what was read
             return
         now = self._clock.now()
-        verdict = self._monitor.judge(now, self._quic.seen(), bool(self._shell.busy()))
+        busy = bool(self._shell.busy())
+        verdict = self._monitor.judge(now, self._quic.seen(), busy, behind)
         if verdict.over:
             self._shell.on_over(self._monitor.why)
             return
