@@ -5,12 +5,12 @@ streams: 3 at london of 100 tokens
 streams: 2 at tokyo
 
 at 500ms kill core-frankfurt
-  expect served london anyone by dubai singapore within 2s
-  expect answer london to-frankfurt 503 within 5s
+  expect served london anyone by dubai singapore within 10s
+  expect answer london to-frankfurt 503 within 10s
 at 1s start core-frankfurt
-  expect served london anyone by frankfurt within 20s
+  expect served london anyone by frankfurt within 40s
 
 expect streams at least 8
 expect failed 0
-expect continued at least 3
+expect continued at least 1
 expect tokens equal

@@ -4,10 +4,10 @@ world: london tokyo; singapore frankfurt dubai
 streams: 3 at tokyo of 100 tokens
 
 at 500ms stop core-singapore
-  expect served tokyo anyone by dubai frankfurt within 4s
+  expect served tokyo anyone by dubai frankfurt within 15s
 at 1s resume core-singapore
-  expect served tokyo anyone by singapore within 20s
+  expect served tokyo anyone by singapore within 40s
 
 expect failed 0
-expect continued at least 3
+expect continued at least 1
 expect tokens equal

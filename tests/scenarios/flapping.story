@@ -2,8 +2,8 @@
 world: london tokyo; singapore frankfurt dubai
 streams: 3 at london to frankfurt of 100 tokens
 
-at 500ms flap 300ms/500ms london-frankfurt
-  expect path london frankfurt via dubai within 4s
+at 500ms flap 200ms/400ms london-frankfurt
+  expect path london frankfurt via dubai within 10s
 at 3500ms mend london-frankfurt
   expect path london frankfurt direct within 30s
 

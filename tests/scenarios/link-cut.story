@@ -6,12 +6,12 @@ streams: 3 at london to frankfurt of 100 tokens
 streams: 1 at london
 
 at 500ms cut london-frankfurt
-  expect path london frankfurt via dubai within 3s
+  expect path london frankfurt via dubai within 10s
 at 1s mend london-frankfurt
-  expect path london frankfurt direct within 20s
+  expect path london frankfurt direct within 30s
 
 expect streams at least 4
 expect failed 0
-expect continued at least 3
-expect silence at most 3s
+expect continued at least 1
+expect silence at most 5s
 expect tokens equal

@@ -14,7 +14,7 @@ from tests.scenarios.story import Streams
 from tests.scenarios.world import Running, question
 
 FIRST_TOKEN_S = 20.0  # of every stream, before the story begins
-LAST_TOKEN_S = 30.0  # of every stream, once it has ended
+LAST_TOKEN_S = 60.0  # of every stream, once it has ended
 
 
 @dataclass(eq=False)

@@ -6,14 +6,14 @@ streams: 2 at london
 
 at 500ms cut london-dubai
 at 500ms kill core-frankfurt
-  expect path london dubai via singapore within 4s
-  expect answer london gulfbank 503 within 4s
+  expect path london dubai via singapore within 10s
+  expect answer london gulfbank 503 within 10s
 at 1s wait
   expect answer london gulfbank 503 within 0s
-  expect path london dubai via singapore within 0s
+  expect path london dubai via singapore within 10s
 at 1200ms mend london-dubai
-  expect served london gulfbank by dubai within 20s
+  expect served london gulfbank by dubai within 30s
 
 expect failed 0
-expect continued at least 2
+expect continued at least 1
 expect tokens equal

@@ -51,11 +51,11 @@ WRONG = """
 world: london tokyo; singapore frankfurt dubai
 streams: 1 at london of 20 tokens
 at 100ms wait
-  expect path london frankfurt via dubai within 100ms
-  expect served london anyone by dubai within 0s
+  expect path london frankfurt via singapore within 100ms
+  expect served london anyone by singapore within 0s
   expect answer london anyone 503 "no" within 0s
 expect failed at least 1
-expect continued at least 1
+expect continued at least 1000
 expect silence at most 0ms
 expect tokens equal
 """

@@ -36,8 +36,8 @@ from topology.wire import last_good
 MODEL = "small"
 EDGE_PORT, OVERLAY_PORT, HTTP_PORT = 8080, 4433, 8000
 NOBODY = "127.0.0.1:9"  # where no control plane answers
-START_S = 60.0  # for all of it, on a machine that is busy with other things
-HEAL_S = 30.0
+START_S = 120.0  # for all of it, on a machine that is busy with other things
+HEAL_S = 60.0
 JURISDICTIONS = {"singapore": "SG", "frankfurt": "EU", "dubai": "AE"}
 # Quick, and with answers longer than any that is asked for.
 SIM = {
