@@ -183,7 +183,7 @@ def test_releases_against_a_count(seed: int, length: Any) -> None:
 def test_the_error_is_small_and_on_the_stated_side(
     over: float, changes: dict[str, Any], per_s: float, middle: float, p90: float
 ) -> None:
-    """Measured (docs/decisions/0017): about half of these bounds."""
+    """Measured (docs/decisions/0016): about half of these bounds."""
     world, requests = World(), storm(1, per_s * over, 30.0, **changes)
     world.run(requests)
     found = errors(requests)
