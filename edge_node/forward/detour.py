@@ -14,7 +14,7 @@ from topology.overlay.errors import OverlayProtocolError, PathDown
 from topology.routing import Candidate, Decision
 
 if TYPE_CHECKING:
-    from edge_node.forward.attempts import Ask
+    from edge_node.forward.attempt import Ask
     from edge_node.forward.forwarder import Forwarder
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from edge_node.figures import Figures
-from edge_node.forward.attempts import Ask, Attempts
+from edge_node.forward.attempt import Ask
+from edge_node.forward.attempts import Attempts
 from edge_node.forward.budget import Budget
 from edge_node.forward.choice import Choice
 from edge_node.forward.hedging import FirstTokens

@@ -16,7 +16,8 @@ import msgspec
 
 from edge_node.errors import Refused
 from edge_node.figures import Figures
-from edge_node.forward.attempts import Ask, Attempts
+from edge_node.forward.attempt import Ask
+from edge_node.forward.attempts import Attempts
 from edge_node.forward.forwarder import Forwarder
 from edge_node.front import respond
 from edge_node.front.backlog import acknowledged

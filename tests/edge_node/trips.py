@@ -7,7 +7,8 @@ from random import Random
 from typing import Any
 
 from edge_node.figures import Figures
-from edge_node.forward.attempts import Ask, Attempts
+from edge_node.forward.attempt import Ask
+from edge_node.forward.attempts import Attempts
 from edge_node.forward.choice import Choice
 from edge_node.forward.forwarder import Forwarder
 from edge_node.forward.upstream import Upstream

@@ -1,0 +1,250 @@
+"""The attempt under way at a request: what is sent, what is received, and what is counted.
+
+Where it goes on after this one: `edge_node.forward.attempts`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from edge_node.errors import Refused
+from edge_node.forward.detour import Detour
+from edge_node.forward.received import Received
+from edge_node.forward.upstream import Exchange
+from edge_node.forward.ways import way_name
+from edge_node.inflight import Cause, Flight
+from runtime import logs
+from topology.load import RegionCount
+from topology.overlay.frames import Accept, End, Request, Tokens
+from topology.routing import Candidate, Decision
+
+if TYPE_CHECKING:
+    from edge_node.forward.forwarder import Forwarder
+
+log = logs.get("forward")
+
+
+class Ask(Struct, frozen=True):
+    """What is to be forwarded, the same for every attempt."""
+
+    request_id: str
+    tenant: str
+    model: str
+    priority: int
+    stream: bool
+    body: bytes
+    attempts: int  # regions that may fail at most
+    silence_s: float  # how long a region may send nothing
+    most_tokens: int  # that an answer may have
+    hedge: bool = False  # a second one may be sent when the first token is late
+
+
+# Of the limit for a first token: later than that, a hedge does not wait.
+HEDGE_AT_MOST = 0.5
+FOREVER = float("inf")
+
+
+class Attempt:
+    """Of one request, one after another. `text` and `ids` hold what has come so far."""
+
+    __slots__ = (
+        "_accepted",
+        "_ask",
+        "_decision",
+        "_detour",
+        "_exchange",
+        "_flight",
+        "_left",
+        "_opened",
+        "_owner",
+        "_pouring",
+        "_received",
+        "_shown",
+        "candidate",
+        "ids",
+        "moved_at",
+        "seen",
+        "text",
+        "waiting",
+    )
+
+    def __init__(self, owner: Forwarder, ask: Ask, decision: Decision, flight: Flight) -> None:
+        self._owner = owner
+        self._ask = ask
+        self._decision = decision
+        self._flight = flight
+        self._exchange: Exchange | None = None
+        self._detour: Detour | None = None  # from when one is first thought of
+        self._left = ""  # the region that `leave` is about
+        self._accepted = False  # by the attempt under way
+        self._shown = False  # the client has been sent part of this answer
+        self._opened = 0.0  # when the attempt under way began; 0: its first token has come
+        self._pouring = False  # its region is waited for in `pour`
+        self._received = received = Received(ask.most_tokens)
+        self.candidate: Candidate | None = None
+        self.ids = received.ids
+        self.text = received.text
+        self.waiting = False  # for a region, in `next`
+        self.seen = -1  # see `progress.Stream`
+        self.moved_at = 0.0
+
+    @property
+    def tried(self) -> list[str]:
+        """The ways that were gone, in order, as people call them."""
+        if self._detour is not None:
+            return self._detour.ways.names
+        return [] if self.candidate is None else [way_name(self.candidate)]
+
+    # Sending
+
+    def _open(self) -> Exchange:
+        """May raise `PathDown`; it counts as an attempt all the same."""
+        now = self._owner.now()
+        if self._detour is None:
+            number, candidate = 1, self._first(now)
+        else:
+            candidate = self._detour.take()
+            number = self._detour.ways.count
+            self._received.goes_on()
+            self._accepted = False
+            self.seen = -1
+        self.candidate = candidate
+        self._opened = now
+        self._limit_first(candidate, now)
+        self._exchange = exchange = self._send(candidate, now, number)
+        return exchange
+
+    def _first(self, now: float) -> Candidate:
+        if not self._decision.candidates:
+            self._count_lost()
+            raise Refused(self._decision, self._ask.tenant, self._ask.model)
+        self._owner.budget.note(now)
+        return self._decision.candidates[0]
+
+    def _limit_first(self, candidate: Candidate, now: float) -> None:
+        """Until when the first token must come, and what is done else."""
+        silence_s = self._ask.silence_s
+        if self._may_hedge():
+            late_s = self._owner.first_tokens.late_s(
+                candidate.region, candidate.rtt_ms, silence_s * HEDGE_AT_MOST
+            )
+            self._flight.stage(now + late_s, Cause.HEDGE)
+        else:
+            self._flight.stage(now + silence_s, Cause.SILENCE)
+
+    def _send(self, candidate: Candidate, now: float, number: int) -> Exchange:
+        """`number`: of the attempt, from 1."""
+        ask, owner, ids = self._ask, self._owner, self.ids
+        priority = ask.priority
+        if ids and priority:
+            priority -= 1  # an answer that has begun goes before a new one, where a queue is full
+        request = Request(
+            ask.request_id,
+            ask.tenant,
+            ask.model,
+            max(1, int((self._flight.deadline - now) * 1000)),
+            priority,
+            number,
+            ask.stream,
+            tuple(ids),
+        )
+        figures = owner.figures
+        figures.attempts += 1
+        if ids:
+            figures.resumed += 1
+        figures.load.at(self._decision.demand_class, candidate.region).issued += 1
+        return owner.upstream.open(candidate.region, request, ask.body, candidate.relay)
+
+    def _may_hedge(self) -> bool:
+        hedged = self._detour is not None and self._detour.hedged
+        return self._ask.hedge and not hedged and not self.text
+
+    # Receiving
+
+    def _take(self, frame: Tokens) -> bool:
+        """Whether the client is to get it; raises `OverlayProtocolError` where it cannot be."""
+        if not self._opened:
+            return self._received.take(frame)
+        known = len(self.ids) if self.text else None
+        taken = self._received.take(frame)
+        if taken or frame.text:
+            self._begun(known)
+        return taken
+
+    def _begun(self, known: int | None) -> None:
+        """The attempt's first token is here. `known`: those before it, where it goes on."""
+        candidate, owner = self.candidate, self._owner
+        assert candidate is not None  # it has sent it
+        took_s = owner.now() - self._opened
+        count = self._count(candidate.region)
+        count.first_tokens += 1
+        count.first_token_s += took_s
+        if known is None:
+            owner.first_tokens.add(candidate.region, took_s)
+        else:
+            self._note_move(candidate, known)
+        if self._detour is not None:
+            self._detour.home = None
+        self._opened = 0.0
+        self._shown = self._ask.stream
+        self._flight.stage(FOREVER, Cause.SILENCE)  # `Watch` sees to it from now on
+
+    def _note_move(self, candidate: Candidate, position: int) -> None:
+        """The answer goes on from there, after so many tokens."""
+        log.debug(
+            "a request goes on elsewhere",
+            request_id=self._ask.request_id,
+            region=candidate.region,
+            path=candidate.path,
+            position=position,
+            tried=self.tried,
+        )
+
+    def _finish(self, end: End) -> None:
+        self._received.check(end)
+        if self._opened:
+            self._begun(len(self.ids) if self.text else None)
+        self._exchange = None
+        region = self.region
+        self._owner.upstream.trust(region)
+        count = self._count(region)
+        count.ok += 1
+        count.tokens += end.completion_tokens
+
+    def _note(self, region: str, frame: Accept) -> None:
+        self._owner.figures.region_load[region] = frame.load
+        self._owner.upstream.note_queue(region, frame.queue_ms)
+
+    def _detours(self) -> Detour:
+        detour = self._detour
+        if detour is None:
+            assert self.candidate is not None  # it is to be left
+            detour = Detour(self._owner, self._ask, self._decision, self.candidate)
+            self._detour = detour
+        return detour
+
+    # For `progress`, and load reports
+
+    @property
+    def region(self) -> str:
+        return self.candidate.region if self.candidate is not None else ""
+
+    @property
+    def begun(self) -> bool:
+        return self._exchange is not None and not self._opened
+
+    @property
+    def pieces(self) -> int:
+        return len(self.text)
+
+    @property
+    def silence_s(self) -> float:
+        return self._ask.silence_s
+
+    def _count(self, region: str) -> RegionCount:
+        return self._owner.figures.load.at(self._decision.demand_class, region)
+
+    def _count_lost(self) -> None:
+        self._owner.figures.load.of(self._decision.demand_class).lost += 1
