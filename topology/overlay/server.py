@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from runtime import logs
 from runtime.clock import Clock, SystemClock
-from runtime.identity import Identity
+from runtime.identity import Identity, Principal
 from topology.overlay.connection import OverlayConnection, configure
 from topology.overlay.frames import Failure, Relayed
 from topology.overlay.peer import (
@@ -45,6 +45,8 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     handshake_timeout_ms: Annotated[int, Meta(gt=0)] = 5000
     request_timeout_ms: Annotated[int, Meta(gt=0)] = 15000  # from a request's first byte to FIN
     max_connections: Annotated[int, Meta(gt=0)] = 4096
+    # Of one certificate's name; an edge has one per worker, and as many again per relay.
+    max_connections_per_peer: Annotated[int, Meta(gt=0)] = 1024
     # Connections that are not up yet. From half of it on, newcomers must prove their address.
     max_handshakes: Annotated[int, Meta(gt=0)] = 256
     max_exchanges: Annotated[int, Meta(gt=0)] = 2048  # at once, per connection
@@ -66,6 +68,7 @@ class ServerCounters(Struct):
     refused_expired: int = 0
     refused_wrong_role: int = 0
     refused_full: int = 0  # connections above a limit
+    refused_peer_full: int = 0  # and above that of one peer
     refused_token: int = 0  # newcomers with a token that is not theirs, or too old
     retries: int = 0  # newcomers who were told to prove their address first
     exchanges: int = 0
@@ -113,6 +116,7 @@ class OverlayServer:
         self.use(identity)
         self._routes: dict[bytes, PeerConnection] = {}
         self._connections: set[PeerConnection] = set()
+        self._held: dict[Principal, int] = {}  # connections that are up, by whose they are
         self._handshakes = 0
         self._arriving_bytes = 0
         self._draining = False
@@ -231,6 +235,12 @@ class OverlayServer:
     def established(self, connection: PeerConnection) -> None:
         self._handshakes -= 1
         self.counters.accepted += 1
+        peer = connection.quic.peer
+        assert peer is not None  # it was accepted
+        held = self._held[peer] = self._held.get(peer, 0) + 1
+        if held > self.settings.max_connections_per_peer:
+            self.counters.refused_peer_full += 1
+            connection.end("this peer has as many connections as it may have")
 
     def begin(self, exchange: ServerExchange) -> None:
         """A request is whole: hand it to the handler, whose mistakes end here."""
@@ -289,11 +299,20 @@ class OverlayServer:
         self.counters.closed += 1
         if not connection.up:
             self._handshakes -= 1
+        elif connection.quic.peer is not None:
+            self._release(connection.quic.peer)
         refusal = connection.quic.refusal
         if refusal is not None:
             name = f"refused_{refusal.reason}"
             setattr(self.counters, name, getattr(self.counters, name) + 1)
             self._refusals.note(refusal.message)
+
+    def _release(self, peer: Principal) -> None:
+        held = self._held[peer] - 1
+        if held:
+            self._held[peer] = held
+        else:
+            del self._held[peer]
 
     # The socket
 
