@@ -79,8 +79,9 @@ class Detour:
         """The best way that is left. The world is looked at anew."""
         decision = self._decide()
         coming = self.ways.next(decision.candidates)
-        if coming is None and self.home is not None:  # then the drained region that it came from
-            coming = self.ways.next((self.home,))
+        home = self.home
+        if coming is None and home is not None and _only_drained(home.region, decision):
+            coming = self.ways.next((home,))
         elif decision.demand_class:
             self.decision = decision
         return coming
@@ -107,3 +108,8 @@ class Detour:
 
     def _decide(self) -> Decision:
         return self._owner.choice.decide(self._ask.tenant, self._ask.model)
+
+
+def _only_drained(region: str, decision: Decision) -> bool:
+    """Whether nothing but an override keeps requests out of it, by the configuration of now."""
+    return any(out.region == region and out.rule == "override" for out in decision.excluded)

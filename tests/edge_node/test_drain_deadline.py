@@ -8,15 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from edge_node.errors import AttemptsExhausted
 from edge_node.forward.drains import Drains
 from edge_node.forward.memory import Answer, MemoryUpstream
 from tests.edge_node.trips import Trip
 from tests.edge_node.worlds import RTT_MS, TEXT, WORDS, answering, refusing, snapshot, upstream
 from tests.topology.worlds import document
 from topology.directive import NONE, Directive
-from topology.overlay.errors import PathDown
-from topology.overlay.frames import End, Request, Tokens
-from topology.resources import parse
+from topology.overlay.errors import PathDown, RegionFailure
+from topology.overlay.frames import End, Failure, Request, Tokens
+from topology.resources import Key, parse
 from topology.snapshot import Snapshot
 
 NOW_S = 1_700_000_000.0
@@ -131,6 +132,31 @@ async def test_when_everybody_else_refuses_it_goes_back_to_where_it_was() -> Non
     trip = await moved(regions, begun)
     assert trip.text == TEXT
     assert trip.attempts.tried == ["frankfurt", "dubai", "singapore", "frankfurt"]
+
+
+async def test_it_does_not_go_back_where_the_tenants_data_may_not_be_any_more() -> None:
+    begun = asyncio.Event()
+
+    async def moving_away(request: Request, body: bytes) -> Answer:
+        config = trip.choice.snapshot
+        acme = msgspec.structs.replace(config.tenants["acme"], residency=("SG", "AE"))
+        resource = config.get(Key("Tenant", "acme"))
+        assert resource is not None
+        trip.use(config.changed(8, [msgspec.structs.replace(resource, spec=acme)]))
+        failure = Failure("overloaded", "full", 503, retryable=True)
+        raise RegionFailure("dubai", failure)
+        yield
+
+    full = refusing("singapore", "overloaded", 503, retryable=True)
+    regions = upstream(frankfurt=slow("frankfurt", begun), dubai=moving_away, singapore=full)
+    trip = Trip(regions)
+    running = asyncio.create_task(trip.run())
+    await asyncio.wait_for(begun.wait(), 5)
+    trip.use(drained())
+    trip.clock.advance(60.0)
+    with pytest.raises(AttemptsExhausted):
+        await asyncio.wait_for(running, 10)
+    assert trip.attempts.tried == ["frankfurt", "dubai", "singapore"]
 
 
 async def test_an_answer_without_token_ids_is_left_where_it_is() -> None:
