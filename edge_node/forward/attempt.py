@@ -103,7 +103,11 @@ class Attempt:
         """May raise `PathDown`; it counts as an attempt all the same."""
         now = self._owner.now()
         if self._detour is None:
-            number, candidate = 1, self._first(now)
+            if not self._decision.candidates:
+                self._count_lost()
+                raise Refused(self._decision, self._ask.tenant, self._ask.model)
+            self._owner.budget.note(now)
+            number, candidate = 1, self._decision.candidates[0]
         else:
             candidate = self._detour.take()
             number = self._detour.ways.count
@@ -116,17 +120,11 @@ class Attempt:
         self._exchange = exchange = self._send(candidate, now, number)
         return exchange
 
-    def _first(self, now: float) -> Candidate:
-        if not self._decision.candidates:
-            self._count_lost()
-            raise Refused(self._decision, self._ask.tenant, self._ask.model)
-        self._owner.budget.note(now)
-        return self._decision.candidates[0]
-
     def _limit_first(self, candidate: Candidate, now: float) -> None:
         """Until when the first token must come, and what is done else."""
-        silence_s = self._ask.silence_s
-        if self._may_hedge():
+        ask, silence_s = self._ask, self._ask.silence_s
+        hedged = self._detour is not None and self._detour.hedged
+        if ask.hedge and not hedged and not self.text:
             late_s = self._owner.first_tokens.late_s(
                 candidate.region, candidate.rtt_ms, silence_s * HEDGE_AT_MOST
             )
@@ -157,10 +155,6 @@ class Attempt:
         figures.load.at(self._decision.demand_class, candidate.region).issued += 1
         return owner.upstream.open(candidate.region, request, ask.body, candidate.relay)
 
-    def _may_hedge(self) -> bool:
-        hedged = self._detour is not None and self._detour.hedged
-        return self._ask.hedge and not hedged and not self.text
-
     # Receiving
 
     def _take(self, frame: Tokens) -> bool:
@@ -178,7 +172,7 @@ class Attempt:
         candidate, owner = self.candidate, self._owner
         assert candidate is not None  # it has sent it
         took_s = owner.now() - self._opened
-        count = self._count(candidate.region)
+        count = owner.figures.load.at(self._decision.demand_class, candidate.region)
         count.first_tokens += 1
         count.first_token_s += took_s
         if known is None:
@@ -207,15 +201,17 @@ class Attempt:
         if self._opened:
             self._begun(len(self.ids) if self.text else None)
         self._exchange = None
-        region = self.region
-        self._owner.upstream.trust(region)
-        count = self._count(region)
+        assert self.candidate is not None  # it has sent it
+        region, owner = self.candidate.region, self._owner
+        owner.upstream.trust(region)
+        count = owner.figures.load.at(self._decision.demand_class, region)
         count.ok += 1
         count.tokens += end.completion_tokens
 
     def _note(self, region: str, frame: Accept) -> None:
-        self._owner.figures.region_load[region] = frame.load
-        self._owner.upstream.note_queue(region, frame.queue_ms)
+        owner = self._owner
+        owner.figures.region_load[region] = frame.load
+        owner.upstream.note_queue(region, frame.queue_ms)
 
     def _detours(self) -> Detour:
         detour = self._detour

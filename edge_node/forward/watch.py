@@ -43,6 +43,7 @@ class Watch:
         self._choice = choice
         self._figures = figures
         self._live: set[Watched] = set()
+        self.discard = self._live.discard  # when it is over: one call of C for each request
         self._progress = Progress()
         self._drains = Drains()
         self._drains_at = 0.0
@@ -56,9 +57,6 @@ class Watch:
         self._live.add(answer)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
-
-    def discard(self, answer: Watched) -> None:
-        self._live.discard(answer)
 
     def _look(self) -> None:
         if not self._live:
