@@ -9,8 +9,8 @@ every attempt.
 
 Which way is next: `edge_node.forward.detour`. How often: at most `Policy.attempts` that a region
 failed, refused or left unanswered, the retry of a request that has no answer yet being paid from
-the edge's budget; what died or stalled under a request costs nothing; all in all `MOST_WAYS`.
-Why: docs/decisions/0015-one-budget.md.
+the edge's budget; what died or stalled under a request costs nothing; all in all `MOST_WAYS` that
+gave nothing. Why: docs/decisions/0015-one-budget.md.
 """
 
 from __future__ import annotations
@@ -121,8 +121,9 @@ class Attempts(Attempt):
         theirs = not is_clients_fault(error)
         if theirs:
             self._count(candidate.region).failed += 1
+        gave = self.begun
         self._drop()
-        detour.rule_out(candidate, error)
+        detour.rule_out(candidate, error, gave=gave)
         stuck = self._shown and not self._received.resumable
         if stuck or not detour.may_go_on(error, begun=bool(self.text)):
             if theirs:

@@ -50,10 +50,13 @@ class Detour:
         self.ways.go(coming)
         return coming
 
-    def rule_out(self, candidate: Candidate, error: AttemptError) -> None:
-        """What is not to be gone again after an attempt there ended so."""
+    def rule_out(self, candidate: Candidate, error: AttemptError, *, gave: bool = False) -> None:
+        """What is not to be gone again after an attempt there ended so. `gave`: part of the
+        answer came that way, so that it may be gone again once it lives again."""
         if isinstance(error, PathDown):
             self.ways.doubt(candidate)
+            if gave:
+                self.ways.reopen(candidate)
             return
         if self.ways.close(candidate.region) and not is_death(error):
             self._failures += 1

@@ -1,9 +1,10 @@
 """The ways that one request went, and which it may go next. Pure.
 
 A way is a region and the relay through which it is reached, "" where straight. No way is gone
-twice, and no region asked again that failed, refused or stalled. Where a way died under the
-request, the region at its end and the relay in its middle are in doubt: either may be what died.
-What is not in doubt comes first, unless it is so far that trying a doubtful way is still quicker.
+twice unless it gave part of the answer, and no region asked again that failed, refused or stalled.
+Where a way died under the request, the region at its end and the relay in its middle are in doubt:
+either may be what died. What is not in doubt comes first, unless it is so far that trying a doubtful
+way is still quicker.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import msgspec
 from topology.paths import name_of
 from topology.routing import Candidate
 
-MOST_WAYS = 6  # of one request, whatever happens to them, but for those that it left in peace
+MOST_WAYS = 6  # of one request that gave it nothing
 MOST_ATTEMPTS = 100  # what a frame can number
 DOUBT_MS = 150.0  # what it takes to see that a way is dead, beside its round trip
 
@@ -53,7 +54,7 @@ class Ways:
         self._doubted |= {candidate.region, candidate.relay} - {""}
 
     def reopen(self, candidate: Candidate) -> None:
-        """That way was left though it worked: it may be gone again."""
+        """That way gave part of the answer, or was left in peace: it may be gone again."""
         self._left += 1
         self._gone = [way for way in self._gone if way != (candidate.region, candidate.relay)]
 

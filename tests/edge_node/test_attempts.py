@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edge_node.errors import AttemptsExhausted, Refused, RegionSilent
 from edge_node.forward.memory import Answer, MemoryUpstream, Region
+from edge_node.forward.ways import MOST_WAYS
 from edge_node.inflight import Cause
 from tests.edge_node.trips import Trip
 from tests.edge_node.worlds import (
@@ -159,11 +160,20 @@ async def test_an_overloaded_region_is_left_for_another() -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_residency_holds_for_retries(stream: bool) -> None:
-    regions = upstream(frankfurt=dying("frankfurt", 2))
+    regions = upstream()
+    regions.regions["frankfurt"] = dying("frankfurt", 2, cut=regions)
     with pytest.raises(AttemptsExhausted) as caught:
         await Trip(regions, stream=stream, tenant="eurobank").run()
     assert sent(regions) == ["frankfurt"]
     assert caught.value.streaming == stream
+
+
+async def test_a_way_that_gave_tokens_is_gone_again_when_it_lives_again() -> None:
+    regions = upstream(frankfurt=dying("frankfurt", 1))
+    trip = Trip(regions, tenant="eurobank")
+    await trip.run()
+    assert trip.text == TEXT
+    assert sent(regions) == ["frankfurt"] * (len(WORDS) + 1) and len(WORDS) > MOST_WAYS
 
 
 async def test_a_region_that_became_unreachable_meanwhile_is_skipped() -> None:

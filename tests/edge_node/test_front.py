@@ -285,8 +285,9 @@ async def test_the_cache_answers_when_no_region_can(edge: Edge) -> None:
 
 
 async def test_broken_answers_are_not_kept() -> None:
-    dead = {name: dying(name, 2) for name in RTT_MS}
-    async with running(upstream(**dead)) as edge:
+    regions = upstream()
+    regions.regions |= {name: dying(name, 2, cut=regions) for name in RTT_MS}
+    async with running(regions) as edge:
         await post(edge, ask(temperature=0, stream=True))
         await post(edge, ask(temperature=0))
         assert len(edge.app.serving.cache) == 0
@@ -325,7 +326,9 @@ async def test_regions_that_talk_nonsense_are_told_from_ways_that_are_cut() -> N
 
 
 async def test_a_stream_that_nobody_can_continue_ends_with_an_error() -> None:
-    async with running(upstream(frankfurt=dying("frankfurt", 4))) as edge:
+    regions = upstream()
+    regions.regions["frankfurt"] = dying("frankfurt", 4, cut=regions)
+    async with running(regions) as edge:
         reply = await post(edge, ask(stream=True), key=EUROBANK)
         found = events(reply.text)
         assert reply.status_code == 200

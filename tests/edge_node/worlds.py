@@ -69,14 +69,21 @@ def answering(
     return answer
 
 
-def dying(region: str, after: int, words: tuple[str, ...] = WORDS) -> Region:
-    """A region whose path is cut after it has sent `after` tokens."""
+def dying(
+    region: str, after: int, words: tuple[str, ...] = WORDS, cut: MemoryUpstream | None = None
+) -> Region:
+    """A region whose path dies after it has sent `after` tokens; for good, where `cut` is given."""
 
     async def answer(request: Request, body: bytes) -> Answer:
         yield Accept(0.0, 0.1, region, "memory")
         start = len(request.resume_tokens)
         for position in range(start, min(start + after, len(words))):
             yield Tokens(position, (1000 + position,), words[position])
+        if cut is not None:
+            cut.cut(region)
+        elif start == len(words):
+            yield End("stop", 7, len(words), 0.1)
+            return
         raise PathDown(region, "it was cut")
 
     return answer
