@@ -3,8 +3,8 @@
 A way is a region and the relay through which it is reached, "" where straight. No way is gone
 twice unless it gave part of the answer, and no region asked again that failed, refused or stalled.
 Where a way died under the request, the region at its end and the relay in its middle are in doubt:
-either may be what died. What is not in doubt comes first, unless it is so far that trying a doubtful
-way is still quicker.
+either may be what died. What is not in doubt comes first, unless it is so far that trying a
+doubtful way is still quicker.
 """
 
 from __future__ import annotations
