@@ -38,9 +38,12 @@ async def _stopped(
 
 async def test_a_limit_strikes_once_it_has_passed_and_not_before() -> None:
     flights, loop = Flights(), asyncio.get_running_loop()
-    begin = loop.time()
-    assert await _stopped(flights, Client(), 0.12, 5.0) is Cause.SLOW_BODY
-    assert 0.12 <= loop.time() - begin < 4.0
+    took = []
+    while not took or (min(took) > 0.12 + 4 * TICK_S and len(took) < 10):  # the machine may be busy
+        begin = loop.time()
+        assert await _stopped(flights, Client(), 0.12, 5.0) is Cause.SLOW_BODY
+        took.append(loop.time() - begin)
+    assert 0.12 <= min(took) <= 0.12 + 4 * TICK_S
     assert await _stopped(flights, Client(), 0.2, 0.05) is None
     await asyncio.sleep(0.2 + 4 * TICK_S)
     assert len(flights) == 0

@@ -96,8 +96,9 @@ async def test_a_deadline_is_an_error_of_the_server() -> None:
 
 
 async def test_a_broken_stream_raises_after_what_was_received() -> None:
-    dead = {name: dying(name, 3) for name in RTT_MS}
-    async with running(upstream(**dead)) as edge, client(edge, EUROBANK) as api:
+    regions = upstream()
+    regions.regions |= {name: dying(name, 3, cut=regions) for name in RTT_MS}
+    async with running(regions) as edge, client(edge, EUROBANK) as api:
         stream = await api.chat.completions.create(model=MODEL, messages=ASKED, stream=True)  # type: ignore[arg-type]
         text = ""
         with pytest.raises(openai.APIError) as caught:
