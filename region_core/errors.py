@@ -29,15 +29,6 @@ class WeightsUnsupported(WeightsError):
     """The file holds a model or a tokenizer that this engine does not know how to run."""
 
 
-# The queue.
-
-
-class QueueFull(TradewindError):
-    """As many requests wait as the settings allow, and none of them is less urgent."""
-
-    retryable = True
-
-
 # A request.
 
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from region_core.answer import Answer, Piece
 from region_core.engine.base import Begin, Engine
-from region_core.errors import EngineFault, QueueFull
+from region_core.errors import EngineFault
 from region_core.job import Failed, engine_fault, given_up, too_late
 from region_core.prepare import Prepared
 from region_core.report import StepFigures
@@ -25,6 +25,7 @@ from region_core.scheduling.forecast import Ask, Estimate, Forecast
 from region_core.stall import StallWatch
 from runtime import logs
 from runtime.clock import Clock
+from topology.fair_queue import QueueFull
 
 log = logs.get("runner")
 

@@ -9,7 +9,7 @@ from random import Random
 
 from region_core.engine.base import Engine
 from region_core.engine.sim import SimEngine
-from region_core.errors import QueueFull, Refused
+from region_core.errors import Refused
 from region_core.instant import answer_at_once
 from region_core.job import Failed, Job, Sink, Ticket, draining, foreseen, overloaded, too_late
 from region_core.prepare import Offer, Prepared, prepare
@@ -21,6 +21,7 @@ from region_core.scheduling.batcher import Limits
 from region_core.scheduling.forecast import Ask, Forecast
 from runtime import logs
 from runtime.clock import Clock
+from topology.fair_queue import QueueFull
 
 log = logs.get("service")
 

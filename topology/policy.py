@@ -86,6 +86,91 @@ class RetryPolicy(Spec, frozen=True):
     hedge: bool = True  # VIP requests may be sent a second time, another way, when nothing comes
 
 
+class TierPolicy(Spec, frozen=True):
+    """What requests of one tier may take while others want it too."""
+
+    share: Annotated[float, Meta(gt=0, le=1)] = 1.0  # of what a region takes at once, at most
+    wait_ms: Annotated[float, Meta(ge=0, le=60_000)] = 1_000.0  # for room, at an edge, at most
+
+
+class TiersPolicy(Spec, frozen=True):
+    """By `TenantSpec.tier`."""
+
+    vip: TierPolicy = TierPolicy(share=1.0, wait_ms=2_000.0)
+    standard: TierPolicy = TierPolicy(share=0.9, wait_ms=1_000.0)
+    batch: TierPolicy = TierPolicy(share=0.7, wait_ms=4_000.0)
+
+
+class OverloadPolicy(Spec, frozen=True):
+    """What edges and regions do when more is asked than can be answered.
+
+    `protect: false` turns all of it off, deadlines and cancelling too: for comparison alone.
+    """
+
+    protect: bool = True
+    queue_target_ms: Annotated[float, Meta(gt=0)] = 250.0  # of waiting in a region, aimed at
+    concurrency_min: Annotated[int, Meta(ge=1)] = 4  # requests in a region, of one edge worker
+    concurrency_max: Annotated[int, Meta(ge=1)] = 4_096
+    waiting_max: Annotated[int, Meta(ge=0, le=100_000)] = 1_024  # requests, at one edge worker
+    throttle_k: Annotated[float, Meta(ge=1)] = 2.0  # requests sent for each that is accepted
+    throttle_window_s: Annotated[float, Meta(gt=0, le=600)] = 30.0
+    user_window_s: Annotated[float, Meta(gt=0, le=86_400)] = 300.0  # a user fares alike so long
+    tiers: TiersPolicy = TiersPolicy()
+
+
+class OutlierPolicy(Spec, frozen=True):
+    """When a region, or one of its cores, that keeps failing is left alone, and for how long."""
+
+    consecutive_errors: Annotated[int, Meta(ge=1)] = 5
+    interval_s: Annotated[float, Meta(gt=0)] = 10.0  # errors further apart are not consecutive
+    hold_s: Annotated[float, Meta(gt=0)] = 30.0  # times how often it was left alone lately
+    hold_max_s: Annotated[float, Meta(gt=0)] = 300.0
+    panic_share: Share = 0.5  # left alone at most; where more would be, all are asked
+    slow_start_s: Annotated[float, Meta(ge=0)] = 10.0  # until one that returns has its full part
+
+
+class CachePolicy(Spec, frozen=True):
+    """Answers that are kept. `PolicySpec.cache_max_bytes` bounds those in a worker's memory."""
+
+    coalesce: bool = True  # identical requests under way share one answer
+    linger_s: Annotated[float, Meta(ge=0, le=60)] = 2.0  # an answer nobody waits for goes on
+    tenant_share: Annotated[float, Meta(gt=0, le=1)] = 0.5  # of a cache that one tenant may fill
+    disk_max_bytes: Annotated[int, Meta(ge=0)] = 2**30  # of one edge, for all its workers; 0: none
+    regional_max_bytes: Annotated[int, Meta(ge=0)] = 256 * 2**20  # of one core; 0: none
+    revalidate_s: Annotated[float, Meta(ge=0)] = 30.0  # past its end it is given, and asked anew
+    stale_s: Annotated[float, Meta(ge=0)] = 3_600.0  # past its end it is given when all is full
+    negative_ttl_s: Annotated[float, Meta(ge=0, le=60)] = 2.0  # a request that can only fail
+
+
+class RungPolicy(Spec, frozen=True):
+    """One step of the degradation ladder, for requests of the tiers that it names.
+
+    Requests begin at it once the pressure was `enter` or more for `enter_s`, and above it again
+    once it was below `leave` for `leave_s`. What pressure is: docs/ladder.md.
+    """
+
+    quality: Literal[
+        "full", "other-region", "queued", "quantised", "edge-model", "stale", "refused"
+    ]
+    enter: Annotated[float, Meta(ge=0)] = 0.0
+    leave: Annotated[float, Meta(ge=0)] = 0.0
+    enter_s: Annotated[float, Meta(ge=0)] = 0.0
+    leave_s: Annotated[float, Meta(ge=0)] = 5.0
+    tiers: tuple[Literal["vip", "standard", "batch"], ...] = ("vip", "standard", "batch")
+
+
+# Top first. Whoever cannot be served at one step goes down to the next.
+LADDER = (
+    RungPolicy("full"),
+    RungPolicy("other-region"),
+    RungPolicy("queued"),
+    RungPolicy("quantised", enter=0.5, leave=0.25, enter_s=0.5),
+    RungPolicy("edge-model", enter=0.8, leave=0.4, enter_s=0.5),
+    RungPolicy("stale", enter=0.8, leave=0.4, enter_s=0.5),
+    RungPolicy("refused", enter=1.0, leave=0.5, enter_s=0.5),
+)
+
+
 class PolicySpec(Spec, frozen=True):
     """What holds everywhere unless something narrower says otherwise. One, named `default`."""
 
@@ -101,3 +186,7 @@ class PolicySpec(Spec, frozen=True):
     quota: QuotaPolicy = QuotaPolicy()
     paths: PathPolicy = PathPolicy()
     retries: RetryPolicy = RetryPolicy()
+    overload: OverloadPolicy = OverloadPolicy()
+    outliers: OutlierPolicy = OutlierPolicy()
+    cache: CachePolicy = CachePolicy()
+    ladder: Annotated[tuple[RungPolicy, ...], Meta(max_length=16)] = LADDER

@@ -92,6 +92,9 @@ class ModelSpec(Spec, frozen=True):
     owned_by: str = "tradewind"
     created_s: int = 0  # Unix time, for /v1/models
     cache_ttl_s: Annotated[float, Meta(ge=0)] = 300.0  # 0 turns the response cache off
+    # Another model, cheaper to run, that answers in its place when its regions are full: the same
+    # weights in int8, say. Who may use this one may be answered by that.
+    substitute: ModelName | None = None
 
 
 class RouteSpec(Spec, frozen=True):
@@ -112,6 +115,7 @@ class RateLimit(Spec, frozen=True):
 
     requests_per_s: Positive
     burst_s: Annotated[float, Meta(ge=0.01, le=60)] = 1.0
+    tokens_per_s: Positive | None = None  # of input and answers; none: requests alone count
 
 
 class TenantSpec(Spec, frozen=True):
@@ -137,6 +141,8 @@ class TenantSpec(Spec, frozen=True):
     residency: Annotated[tuple[Jurisdiction, ...], Meta(min_length=1)] | None = None
     deadline_ms: Annotated[int, Meta(gt=0, le=3_600_000)] = 60_000
     limit: RateLimit | None = None  # none: as much as the regions can do
+    # Where tenants of one tier wait for the same place, they are served in these proportions.
+    weight: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
 
 
 class Nameserver(Spec, frozen=True):

@@ -39,6 +39,8 @@ class Ask(Struct, frozen=True):
     silence_s: float  # how long a region may send nothing
     most_tokens: int  # that an answer may have
     hedge: bool = False  # a second one may be sent when the first token is late
+    weight: float = 1.0  # of the tenant
+    cursor: int = 0  # see `topology.cursor`
 
 
 # Of the limit for a first token: later than that, a hedge does not wait.
@@ -147,6 +149,8 @@ class Attempt:
             number,
             ask.stream,
             tuple(ids),
+            ask.weight,
+            ask.cursor,
         )
         figures = owner.figures
         figures.attempts += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from edge_node.admission.gate import Gate
+from edge_node.admission.gated import GatedUpstream
 from edge_node.figures import Figures
 from edge_node.forward.attempt import Ask
 from edge_node.forward.attempts import Attempts
@@ -28,7 +30,8 @@ class Forwarder:
         figures: Figures,
         now: Callable[[], float],
     ) -> None:
-        self.upstream = upstream
+        self.gate = Gate()
+        self.upstream: Upstream = GatedUpstream(upstream, self.gate, now)
         self.choice = choice
         self.figures = figures
         self.now = now  # the clock of flights
@@ -49,6 +52,7 @@ class Forwarder:
         self.budget.share = policy.budget_share
         self.budget.min_per_s = policy.budget_min_per_s
         self.hedges = policy.hedge
+        self.gate.use(snapshot.policy.overload)
 
     def samples(self) -> Iterable[Sample]:
         budget, name = self.budget, "tradewind_edge_retry_budget_"

@@ -24,8 +24,8 @@ from msgspec import Struct
 from region_core.scheduling.admission import Refusal, refusal, useful_s
 from region_core.scheduling.forecast import Ask, Estimate, Forecast, Scene
 from region_core.scheduling.plan import Chunk, Step
-from region_core.scheduling.queue import URGENCIES, Entry, PriorityQueue
 from region_core.scheduling.releases import Releases
+from topology.fair_queue import URGENCIES, Entry, PriorityQueue
 
 _LOOKS_AT = 64  # sequences, of those that run
 _SHARES = (1 / 8, 3 / 8, 5 / 8, 7 / 8)  # of cases: how many more tokens an answer has

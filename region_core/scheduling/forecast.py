@@ -19,9 +19,9 @@ from msgspec import Struct
 
 from region_core.scheduling.answer_lengths import AnswerLengths
 from region_core.scheduling.plan import Step
-from region_core.scheduling.queue import FLOOR, URGENCIES, Ahead
 from region_core.scheduling.releases import Releases
 from region_core.scheduling.step_model import StepModel
+from topology.fair_queue import FLOOR, URGENCIES, Ahead
 
 ANSWERS = 0.9  # share of answers that are no longer than what is allowed for
 IN_TIME = 0.9  # share of first tokens that come no later than `late_s`

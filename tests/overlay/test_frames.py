@@ -127,7 +127,7 @@ def test_an_unknown_type_from_0x40_on_is_skipped(number: int) -> None:
 
 
 def test_an_older_peer_ignores_a_field_that_was_added_at_the_end() -> None:
-    payload = msgspec.msgpack.encode([1.0, 0.5, "singapore", "sim", "a new field"])
+    payload = msgspec.msgpack.encode([1.0, 0.5, "singapore", "sim", 384, "a new field"])
     assert FrameDecoder().feed(encode_payload(FrameType.ACCEPT, payload)) == [
         Accept(1.0, 0.5, "singapore", "sim")
     ]

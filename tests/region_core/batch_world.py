@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from random import Random
 from statistics import median, quantiles
 
-from region_core.errors import QueueFull
 from region_core.scheduling.admission import Refusal
 from region_core.scheduling.batcher import Batcher, Limits
 from region_core.scheduling.forecast import Ask, Estimate
 from region_core.scheduling.plan import Step
+from topology.fair_queue import QueueFull
 
 LIMITS = Limits(slots=16, step_tokens=512, chunk_tokens=256, waiting=256)
 

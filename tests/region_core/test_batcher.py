@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from region_core.errors import QueueFull
 from region_core.scheduling.batcher import Admitted, Batcher, Limits
 from region_core.scheduling.plan import Chunk, Step
-from region_core.scheduling.queue import Entry
+from topology.fair_queue import Entry, QueueFull
 
 LATE = 1e9
 

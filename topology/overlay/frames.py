@@ -16,6 +16,7 @@ from typing import Annotated, Literal, TypeAlias, cast
 import msgspec
 from msgspec import Meta, Struct
 
+from topology.cursor import ALL_ADMITTED, MAX_CURSOR
 from topology.overlay.errors import FrameTooLarge, OverlayProtocolError
 
 MAX_PAYLOAD_BYTES = 4 * 2**20
@@ -24,6 +25,7 @@ FIRST_SKIPPED_TYPE = 0x40
 _Id: TypeAlias = Annotated[str, Meta(max_length=256)]
 _Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 _TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**32)]
+_Level: TypeAlias = Annotated[int, Meta(ge=0, le=ALL_ADMITTED)]
 _Measure: TypeAlias = Annotated[float, Meta(ge=0, le=1e12)]
 
 ErrorCode: TypeAlias = Literal[
@@ -49,7 +51,8 @@ class Request(Struct, frozen=True, array_like=True):
 
     `deadline_ms` is what is left of it at sending, `priority` an RFC 9218 urgency (0 is the
     most urgent), `attempt` counts from 1, and `resume_tokens` are the tokens that the client
-    has already got from another region.
+    has already got from another region. `weight` is the tenant's among those of its tier, and
+    `cursor` the request's place when not all are admitted (`topology.cursor`).
     """
 
     request_id: _Id
@@ -60,6 +63,8 @@ class Request(Struct, frozen=True, array_like=True):
     attempt: Annotated[int, Meta(ge=1, le=100)]
     stream: bool
     resume_tokens: tuple[_TokenId, ...] = ()
+    weight: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
+    cursor: Annotated[int, Meta(ge=0, le=MAX_CURSOR)] = 0
 
 
 class Body(Struct, frozen=True, array_like=True):
@@ -69,12 +74,16 @@ class Body(Struct, frozen=True, array_like=True):
 
 
 class Accept(Struct, frozen=True, array_like=True, gc=False):
-    """The region took the request. `load` is 0 when idle and 1 when full; it may exceed 1."""
+    """The region took the request. `load` is 0 when idle and 1 when full; it may exceed 1.
+
+    Here and below, `level` is what the region admits just now: requests whose cursor is below it
+    (`topology.cursor`)."""
 
     queue_ms: _Measure
     load: _Measure
     region: _Id
     engine: _Id
+    level: _Level = ALL_ADMITTED
 
 
 class Tokens(Struct, frozen=True, array_like=True, gc=False):
@@ -89,12 +98,14 @@ class Tokens(Struct, frozen=True, array_like=True, gc=False):
 
 
 class End(Struct, frozen=True, array_like=True, gc=False):
-    """The answer is whole."""
+    """The answer is whole. `cached`: the region had it already."""
 
     finish_reason: Literal["stop", "length"]
     prompt_tokens: _Count
     completion_tokens: _Count
     load: _Measure
+    level: _Level = ALL_ADMITTED
+    cached: bool = False
 
 
 class Failure(Struct, frozen=True, array_like=True):
@@ -109,6 +120,8 @@ class Failure(Struct, frozen=True, array_like=True):
     param: Annotated[str, Meta(max_length=256)] | None = None
     reason: Annotated[str, Meta(max_length=64)] | None = None
     retry_after_ms: Annotated[int, Meta(ge=0, le=3_600_000)] | None = None
+    level: _Level | None = None  # None: it says nothing of it
+    queue_ms: _Measure | None = None
 
 
 class Relay(Struct, frozen=True, array_like=True):

@@ -66,6 +66,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    user: str = ""  # whoever asks, as the tenant tells its users apart; of no consequence for it
 
     @property
     def deterministic(self) -> bool:
@@ -154,6 +155,7 @@ def parse_request(body: bytes) -> ChatRequest:
         top_p=_top_p(raw.top_p),
         seed=_seed(raw.seed),
         stop=_stop(raw.stop),
+        user=raw.safety_identifier or raw.user or "",
     )
 
 

@@ -41,6 +41,34 @@ class EdgePaths(_message.Message):
     events: _containers.RepeatedCompositeFieldContainer[_membership_pb2.PathEvent]
     def __init__(self, node: _Optional[str] = ..., heard_s: _Optional[float] = ..., regions: _Optional[_Iterable[_Union[_membership_pb2.RegionSeen, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[_membership_pb2.PathEvent, _Mapping]]] = ...) -> None: ...
 
+class LadderRequest(_message.Message):
+    __slots__ = ("edge",)
+    EDGE_FIELD_NUMBER: _ClassVar[int]
+    edge: str
+    def __init__(self, edge: _Optional[str] = ...) -> None: ...
+
+class LadderResponse(_message.Message):
+    __slots__ = ("edges", "unheard", "now_s", "omitted")
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    UNHEARD_FIELD_NUMBER: _ClassVar[int]
+    NOW_S_FIELD_NUMBER: _ClassVar[int]
+    OMITTED_FIELD_NUMBER: _ClassVar[int]
+    edges: _containers.RepeatedCompositeFieldContainer[EdgeStanding]
+    unheard: _containers.RepeatedScalarFieldContainer[str]
+    now_s: float
+    omitted: int
+    def __init__(self, edges: _Optional[_Iterable[_Union[EdgeStanding, _Mapping]]] = ..., unheard: _Optional[_Iterable[str]] = ..., now_s: _Optional[float] = ..., omitted: _Optional[int] = ...) -> None: ...
+
+class EdgeStanding(_message.Message):
+    __slots__ = ("node", "heard_s", "standing")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    HEARD_S_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    heard_s: float
+    standing: _containers.RepeatedCompositeFieldContainer[_membership_pb2.Standing]
+    def __init__(self, node: _Optional[str] = ..., heard_s: _Optional[float] = ..., standing: _Optional[_Iterable[_Union[_membership_pb2.Standing, _Mapping]]] = ...) -> None: ...
+
 class Key(_message.Message):
     __slots__ = ("kind", "name")
     KIND_FIELD_NUMBER: _ClassVar[int]

@@ -97,6 +97,11 @@ class AdminStub:
                 request_serializer=tradewind_dot_v1_dot_admin__pb2.PathsRequest.SerializeToString,
                 response_deserializer=tradewind_dot_v1_dot_admin__pb2.PathsResponse.FromString,
                 _registered_method=True)
+        self.Ladder = channel.unary_unary(
+                '/tradewind.v1.Admin/Ladder',
+                request_serializer=tradewind_dot_v1_dot_admin__pb2.LadderRequest.SerializeToString,
+                response_deserializer=tradewind_dot_v1_dot_admin__pb2.LadderResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -181,6 +186,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Ladder(self, request, context):
+        """Where each edge stands on the degradation ladder, and why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -243,6 +255,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Paths,
                     request_deserializer=tradewind_dot_v1_dot_admin__pb2.PathsRequest.FromString,
                     response_serializer=tradewind_dot_v1_dot_admin__pb2.PathsResponse.SerializeToString,
+            ),
+            'Ladder': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ladder,
+                    request_deserializer=tradewind_dot_v1_dot_admin__pb2.LadderRequest.FromString,
+                    response_serializer=tradewind_dot_v1_dot_admin__pb2.LadderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -572,6 +589,33 @@ class Admin:
             '/tradewind.v1.Admin/Paths',
             tradewind_dot_v1_dot_admin__pb2.PathsRequest.SerializeToString,
             tradewind_dot_v1_dot_admin__pb2.PathsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ladder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tradewind.v1.Admin/Ladder',
+            tradewind_dot_v1_dot_admin__pb2.LadderRequest.SerializeToString,
+            tradewind_dot_v1_dot_admin__pb2.LadderResponse.FromString,
             options,
             channel_credentials,
             insecure,

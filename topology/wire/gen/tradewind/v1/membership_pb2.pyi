@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Heartbeat(_message.Message):
-    __slots__ = ("node_id", "incarnation", "lease", "version", "addresses", "healthy", "draining", "regions", "orca", "path_events", "leaving")
+    __slots__ = ("node_id", "incarnation", "lease", "version", "addresses", "healthy", "draining", "regions", "orca", "path_events", "ladder", "leaving")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class Heartbeat(_message.Message):
     REGIONS_FIELD_NUMBER: _ClassVar[int]
     ORCA_FIELD_NUMBER: _ClassVar[int]
     PATH_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    LADDER_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     incarnation: str
@@ -29,8 +30,9 @@ class Heartbeat(_message.Message):
     regions: _containers.RepeatedCompositeFieldContainer[RegionSeen]
     orca: bytes
     path_events: _containers.RepeatedCompositeFieldContainer[PathEvent]
+    ladder: _containers.RepeatedCompositeFieldContainer[Standing]
     leaving: bool
-    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., lease: _Optional[int] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., healthy: _Optional[bool] = ..., draining: _Optional[bool] = ..., regions: _Optional[_Iterable[_Union[RegionSeen, _Mapping]]] = ..., orca: _Optional[bytes] = ..., path_events: _Optional[_Iterable[_Union[PathEvent, _Mapping]]] = ..., leaving: _Optional[bool] = ...) -> None: ...
+    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., lease: _Optional[int] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., healthy: _Optional[bool] = ..., draining: _Optional[bool] = ..., regions: _Optional[_Iterable[_Union[RegionSeen, _Mapping]]] = ..., orca: _Optional[bytes] = ..., path_events: _Optional[_Iterable[_Union[PathEvent, _Mapping]]] = ..., ladder: _Optional[_Iterable[_Union[Standing, _Mapping]]] = ..., leaving: _Optional[bool] = ...) -> None: ...
 
 class RegionSeen(_message.Message):
     __slots__ = ("region", "reachable", "rtt_ms", "paths", "queue_ms")
@@ -87,6 +89,29 @@ class PathEvent(_message.Message):
     after: str
     why: str
     def __init__(self, at_s: _Optional[float] = ..., region: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class Standing(_message.Message):
+    __slots__ = ("tier", "quality", "since_s", "pressure", "why", "recent")
+    class RecentEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    SINCE_S_FIELD_NUMBER: _ClassVar[int]
+    PRESSURE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    quality: str
+    since_s: float
+    pressure: float
+    why: str
+    recent: _containers.ScalarMap[str, float]
+    def __init__(self, tier: _Optional[str] = ..., quality: _Optional[str] = ..., since_s: _Optional[float] = ..., pressure: _Optional[float] = ..., why: _Optional[str] = ..., recent: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("lease", "ttl_s", "interval_s", "registered", "detail")

@@ -25,11 +25,17 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from region_core.errors import QueueFull
+from runtime.errors import TradewindError
 
 URGENCIES = 8
 FLOOR = 20  # times that a level may be passed over
 PRESSED = 0.05  # of its time: with less than that left, the first no longer goes first
+
+
+class QueueFull(TradewindError):
+    """As many wait as may, and none of them is less urgent."""
+
+    retryable = True
 
 
 class Entry(Struct, frozen=True):

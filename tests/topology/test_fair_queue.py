@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from region_core.errors import QueueFull
-from region_core.scheduling.queue import FLOOR, URGENCIES, Entry, PriorityQueue
+from topology.fair_queue import FLOOR, URGENCIES, Entry, PriorityQueue, QueueFull
 
 LATE = 1e9
 
