@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from random import Random
 from typing import Any
@@ -38,6 +39,18 @@ class RequestIds:
         return f"{self._prefix}{self._count:06x}"
 
 
+class _Gone:
+    """Stands for a client that is somebody else's now."""
+
+    def response_bytes(self, *_: Any) -> Any:
+        raise ClientGone
+
+    response_stream = response_bytes
+
+
+_GONE = _Gone()
+
+
 class Call:
     """Granian's scope and protocol objects, the request's ids, and what was sent so far.
 
@@ -46,6 +59,7 @@ class Call:
 
     __slots__ = (
         "client", "edge", "headers", "http1", "own_id", "request_id", "scope", "status", "stream",
+        "successor",
     )  # fmt: skip
 
     def __init__(self, scope: Any, client: Any, edge: str, own_id: str) -> None:
@@ -59,6 +73,18 @@ class Call:
         self.request_id = given if given is not None and _SANE_ID.fullmatch(given) else own_id
         self.status = 0
         self.stream: Any = None
+        self.successor: asyncio.Task[None] | None = None  # which answers the client instead
+
+    def hand_over(self) -> Call:
+        """The client, for somebody else to answer: through this one it cannot be any more."""
+        other = Call(self.scope, self.client, self.edge, self.own_id)
+        other.status, other.stream = self.status, self.stream
+        self.client, self.stream = _GONE, None
+        return other
+
+    @property
+    def handed_over(self) -> bool:
+        return self.client is _GONE
 
     @property
     def overlay_id(self) -> str:
@@ -66,6 +92,12 @@ class Call:
         if self.request_id is self.own_id:
             return self.own_id
         return f"{self.request_id}~{self.own_id}"
+
+    @property
+    def address(self) -> str:
+        """The client's IP address."""
+        client: str = self.scope.client
+        return client.rpartition(":")[0]
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
         self.status = status

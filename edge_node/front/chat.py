@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
+from edge_node.admission.entry import Entry
 from edge_node.errors import Refused
 from edge_node.figures import Figures
 from edge_node.forward.attempt import Ask
@@ -22,7 +23,8 @@ from edge_node.inflight import Cause, Flight, Flights
 from edge_node.serving import Serving
 from runtime.clock import Clock
 from runtime.errors import TradewindError
-from topology.cursor import URGENCY
+from topology.cursor import URGENCY, cursor
+from topology.routing import Decision
 from topology.wire.chat import ChatRequest, parse_request
 
 
@@ -42,8 +44,10 @@ class Chat:
         self._forwarder = forwarder
         self._flights = flights
         self._figures = figures
+        self._clock = clock
         self._body_timeout_s = body_timeout_s
         self._reuse = Reuse(serving, figures)
+        self._entry = Entry(forwarder)
         self._relay = Relay(serving.edge, forwarder, figures, clock)
 
     async def serve(self, call: Call) -> None:
@@ -97,7 +101,21 @@ class Chat:
                 call.reply(200, *found)
                 return
         ask = self._ask(call, tenant, request, body)
-        attempts = self._forwarder.begin(ask, decision, flight)
+        await self._forward(call, flight, ask, request, decision, key)
+
+    async def _forward(
+        self,
+        call: Call,
+        flight: Flight,
+        ask: Ask,
+        request: ChatRequest,
+        decision: Decision,
+        key: object | None,
+    ) -> None:
+        """Through a region; `key`: by which the answer is kept, where it may be."""
+        attempts = self._entry.at_once(ask, decision, flight)
+        if attempts is None:
+            attempts = await self._entry.admit(ask, decision, flight)
         try:
             answer = await self._relay.answer(call, flight, attempts, request)
         finally:
@@ -108,16 +126,20 @@ class Chat:
 
     def _ask(self, call: Call, tenant: str, request: ChatRequest, body: bytes) -> Ask:
         serving = self._serving
-        tier = serving.snapshot.tenants[tenant].tier
+        spec = serving.snapshot.tenants[tenant]
+        user = request.user or call.address
+        window_s = serving.snapshot.policy.overload.user_window_s
         return Ask(
             call.overlay_id,
             tenant,
             request.model,
-            URGENCY[tier],
+            URGENCY[spec.tier],
             request.stream,
             body,
             serving.attempts,
             serving.silence_s,
             serving.snapshot.models[request.model].context_tokens,
-            tier == "vip" and self._forwarder.hedges,
+            spec.tier == "vip" and self._forwarder.hedges,
+            spec.weight,
+            cursor(spec.tier, tenant, user, self._clock.wall(), window_s),
         )
