@@ -1,0 +1,1 @@
+"""`tradewind storm`: the event that founded this project, compressed in time, on real sockets."""

@@ -1,0 +1,81 @@
+"""sglang-router and vllm-router: routers in Rust for engines that speak OpenAI's API.
+
+Their options for overload have the same names: a bucket of requests in flight with a bounded
+queue before it, retries with backoff, a circuit breaker per worker, health checks.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from pathlib import Path
+
+from lab.storm.peers.base import HOST, Cores, Launch, free_port
+from lab.storm.peers.programs import install, installed
+
+
+class SglangRouter:
+    """sglang-router 0.3.2, the release before it was renamed to smg."""
+
+    name = "sglang-router"
+    packages = ("sglang-router==0.3.2",)
+
+    @property
+    def here(self) -> bool:
+        return installed(self.name, self.packages) is not None
+
+    def launch(self, cores: Cores, port: int, folder: Path) -> Launch:
+        python = install(self.name, self.packages) / "python"
+        start = (str(python), "-m", "sglang_router.launch_router", "--log-level", "error")
+        return _launch(start, cores, port)
+
+
+class VllmRouter:
+    """vllm-router 0.1.17, which began as a copy of sglang-router."""
+
+    name = "vllm-router"
+    packages = ("vllm-router==0.1.17",)
+
+    @property
+    def here(self) -> bool:
+        return installed(self.name, self.packages) is not None
+
+    def launch(self, cores: Cores, port: int, folder: Path) -> Launch:
+        program = install(self.name, self.packages) / "vllm-router"
+        return _launch((str(program), "--log-level", "error"), cores, port)
+
+
+def _launch(start: tuple[str, ...], cores: Cores, port: int) -> Launch:
+    in_flight = cores.in_time
+    queue = ceil(cores.capacity_rps * cores.deadline_s / 4)
+    options = {
+        "--host": HOST,
+        "--port": port,
+        "--prometheus-host": HOST,
+        "--prometheus-port": free_port(),
+        "--policy": "power_of_two",
+        "--request-timeout-secs": ceil(cores.deadline_s),
+        "--max-concurrent-requests": in_flight,
+        "--queue-size": queue,
+        "--queue-timeout-secs": max(1, round(cores.deadline_s / 4)),
+        "--rate-limit-tokens-per-second": ceil(cores.capacity_rps),
+        "--retry-max-retries": 2,
+        "--retry-initial-backoff-ms": 50,
+        "--retry-max-backoff-ms": 1000,
+        "--cb-failure-threshold": 10,
+        "--cb-success-threshold": 2,
+        "--cb-timeout-duration-secs": 5,
+        "--cb-window-duration-secs": 10,
+        "--health-check-endpoint": "/readyz",
+        "--health-check-interval-secs": 2,
+        "--health-check-timeout-secs": 2,
+        "--health-failure-threshold": 2,
+        "--health-success-threshold": 1,
+    }
+    words = (word for name, value in options.items() for word in (name, str(value)))
+    urls = (f"http://{address}" for address in cores.addresses)
+    settings = (
+        f"power of two choices; {in_flight} in flight, {queue} queued for at most a quarter of "
+        "the deadline; 2 attempts after the first, with backoff; circuit breaker of 10 failures, "
+        "5 s; health checks of /readyz every 2 s"
+    )
+    return Launch(command=(*start, *words, "--worker-urls", *urls), settings=settings)
