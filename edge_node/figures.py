@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from edge_node.cache.figures import CacheFigures
 from runtime.metrics import Sample
 from topology.load import LoadCounts
 
@@ -37,6 +38,7 @@ class Figures:
         "cache_hits",
         "cache_misses",
         "cache_repeats",
+        "caches",
         "cancelled",
         "failed_attempts",
         "first_token",
@@ -61,6 +63,7 @@ class Figures:
         self.cache_hits = 0  # found by key, after the request was read
         self.cache_repeats = 0  # found by the request's bytes
         self.cache_misses = 0  # of requests that could have been there
+        self.caches = CacheFigures()
         self.forwarded = 0  # answered whole by a region
         self.attempts = 0
         self.failed_attempts = 0
@@ -101,6 +104,7 @@ class Figures:
             yield Sample(
                 "tradewind_edge_cache_hits_total", "Answered from the cache.", value, {"by": by}
             )
+        yield from self.caches.samples()
         for status, count in sorted(self.replies.items()):
             labels = {"status": str(status)}
             yield Sample("tradewind_edge_errors_total", "Error replies.", count, labels)

@@ -140,6 +140,7 @@ class CachePolicy(Spec, frozen=True):
     revalidate_s: Annotated[float, Meta(ge=0)] = 30.0  # past its end it is given, and asked anew
     stale_s: Annotated[float, Meta(ge=0)] = 3_600.0  # past its end it is given when all is full
     negative_ttl_s: Annotated[float, Meta(ge=0, le=60)] = 2.0  # a request that can only fail
+    epoch: Annotated[int, Meta(ge=0)] = 0  # with another number, everything kept is forgotten
 
 
 class RungPolicy(Spec, frozen=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from edge_node.admission.entry import Entry
+from edge_node.cache.key import AnswerKey
 from edge_node.errors import Refused
 from edge_node.figures import Figures
 from edge_node.forward.attempt import Ask
@@ -96,7 +97,7 @@ class Chat:
         flight.due(flight.started + call.deadline_s(serving.snapshot.tenants[tenant]))
         key = self._reuse.key(tenant, request) if keep else None
         if key is not None and look:
-            found = self._reuse.find(key, spelling, request, now)
+            found = self._reuse.find(key, spelling, request, body, now)
             if found is not None:
                 call.reply(200, *found)
                 return
@@ -110,7 +111,7 @@ class Chat:
         ask: Ask,
         request: ChatRequest,
         decision: Decision,
-        key: object | None,
+        key: AnswerKey | None,
     ) -> None:
         """Through a region; `key`: by which the answer is kept, where it may be."""
         attempts = self._entry.at_once(ask, decision, flight)
