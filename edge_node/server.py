@@ -51,7 +51,7 @@ class EdgeWorker:
         self._settings = settings
         self._grace_s = settings.shutdown_grace_ms / 1000
         make = _tunnel_maker(settings, identity, clock, rng)
-        self.tunnels = Tunnels(settings.name, worker, make, clock)
+        self.tunnels = Tunnels(settings.name, worker, make, clock, rng)
         self.app = EdgeApp(
             settings.name,
             self.tunnels,

@@ -23,13 +23,17 @@ class RegionView(Struct, frozen=True):
     """What one edge sees of one region now. `rtt_ms` None: not measured yet.
 
     `paths`: its ways there, in the order of preference; none: straight, by the other two fields.
-    `queue_ms`: how long the region said that requests wait there.
+    `queue_ms`: how long the region said that requests wait there. `part`: how much of the requests
+    that would be given to it first it is given, while it returns. `cores`: of them reached
+    straight.
     """
 
     reachable: bool
     rtt_ms: float | None = None
     paths: tuple[PathView, ...] = ()
     queue_ms: float = 0.0
+    part: float = 1.0
+    cores: int = 1
 
 
 Views: TypeAlias = Mapping[str, RegionView]

@@ -43,6 +43,7 @@ class Candidate(Struct, frozen=True):
     share: float = -1.0  # of such requests, as the director has it; -1: it names none
     relay: str = ""  # the region that `path` leads through; "": none
     others: tuple[str, ...] = ()  # relays of the further ways there that live and are allowed
+    cores: int = 1  # of them reached straight: where one dies, another may go on
 
 
 class Exclusion(Struct, frozen=True):
@@ -235,6 +236,7 @@ class _Way(Struct, frozen=True):
     unreachable: str  # why this edge has no way there; "": it has
     doubted: bool  # it has one, and found that the region does not serve
     cost_ms: float  # what the nearest is by: the way there, and the queue at its end
+    part: float = 1.0  # of the requests it would be given first: it returns from failing
 
 
 def _ways(
@@ -256,9 +258,16 @@ def _ways(
         rank = route.regions.index(region) if exclusion is None else 0
         found = reach(snapshot, edge, region, view, relays)
         path = name_of(found.relay)
+        part = view.part if view is not None else 1.0
         way = _Way(
             candidate=Candidate(
-                region, found.rtt_ms, path, found.why, relay=found.relay, others=found.others
+                region,
+                found.rtt_ms,
+                path,
+                found.why if part >= 1.0 else f"{found.why}; {_returning(part)}",
+                relay=found.relay,
+                others=found.others,
+                cores=view.cores if view is not None else 1,
             ),
             rank=rank if route.prefer == "ordered" else 0,
             exclusion=exclusion,
@@ -267,9 +276,14 @@ def _ways(
             unreachable=found.unreachable,
             doubted=found.doubted,
             cost_ms=found.cost_ms,
+            part=part,
         )
         ways.append(way)
     return ways
+
+
+def _returning(part: float) -> str:
+    return f"it failed lately, and takes {part:.0%} of its part"
 
 
 def _emptied(snapshot: Snapshot, now_s: float, directive: Directive) -> frozenset[str]:
@@ -299,6 +313,9 @@ def _step(
         else way.candidate
         for way in sorted(left, key=lambda w: _rank(w, shares if weights else {}))
     ]
+    parts = {way.candidate.region: way.part for way in left if way.part < 1.0}
+    if parts:
+        weights = _eased(weights or {order[0].region: 1.0}, [c.region for c in order], parts)
     firsts = [c for c in order if weights.get(c.region, 0.0) > 0.0] or order[:1]
     decisions = tuple(
         msgspec.structs.replace(
@@ -308,8 +325,8 @@ def _step(
         )
         for first in firsts
     )
-    parts = accumulate(weights.get(c.region, 1.0) for c in firsts)
-    return Step(below, tuple(parts), decisions)
+    shares_of_firsts = accumulate(weights.get(c.region, 1.0) for c in firsts)
+    return Step(below, tuple(shares_of_firsts), decisions)
 
 
 def _sift(ways: list[_Way], below: float, down: set[str]) -> tuple[list[Exclusion], list[_Way]]:
@@ -378,6 +395,23 @@ def _weights(left: list[_Way], shares: Mapping[str, float]) -> dict[str, float]:
         return {}
     rest = {r: (1.0 - taken) * part / others for r, part in asked.items() if r not in own}
     return own | rest
+
+
+def _eased(
+    weights: Mapping[str, float], order: list[str], parts: Mapping[str, float]
+) -> dict[str, float]:
+    """The same for regions of which some return, and take a part of theirs; what they leave goes
+    to the others, by their weights, or to the first of them where none has one."""
+    eased = {region: weight * parts.get(region, 1.0) for region, weight in weights.items()}
+    left = sum(weights.values()) - sum(eased.values())
+    whole = {r: w for r, w in weights.items() if w > 0.0 and r not in parts}
+    if not whole:
+        whole = dict.fromkeys([r for r in order if r not in parts][:1], 1.0)
+    total = sum(whole.values())
+    for region, weight in whole.items():
+        eased[region] = eased.get(region, 0.0) + left * weight / total
+    taken = sum(eased.values())
+    return {region: weight / taken for region, weight in eased.items()}
 
 
 def _exclusion(

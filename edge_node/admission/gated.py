@@ -31,6 +31,9 @@ class GatedUpstream:
     def distrust(self, region: str, why: str) -> None:
         self._upstream.distrust(region, why)
 
+    def fault(self, region: str, why: str, request_id: str) -> None:
+        self._upstream.fault(region, why, request_id)
+
     def note_queue(self, region: str, queue_ms: float) -> None:
         self._upstream.note_queue(region, queue_ms)
 

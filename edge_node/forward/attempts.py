@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from edge_node.errors import AttemptError, AttemptsExhausted, RegionSilent, RegionStalled
 from edge_node.forward.attempt import Attempt
-from edge_node.forward.blame import blames_tokens, is_clients_fault
+from edge_node.forward.blame import blames_tokens, fault_of, is_clients_fault
 from edge_node.forward.race import Line, LineError, Race
 from edge_node.inflight import PASSING, Cause
 from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
@@ -116,6 +116,7 @@ class Attempts(Attempt):
         candidate, detour = self.candidate, self._detours()
         assert candidate is not None  # it has failed
         self._owner.figures.failed_attempts += 1
+        self._tell_fault(candidate.region, error)
         if blames_tokens(error) and self.ids:
             error = OverlayProtocolError(f"{candidate.region} refused tokens: {error.message}")
         theirs = not is_clients_fault(error)
@@ -135,6 +136,11 @@ class Attempts(Attempt):
             not self._shown and isinstance(error, OverlayProtocolError)
         ):
             self._received.begin_anew()
+
+    def _tell_fault(self, region: str, error: AttemptError) -> None:
+        fault = fault_of(error)
+        if fault:
+            self._owner.upstream.fault(region, fault, self._ask.request_id)
 
     def _drop(self) -> None:
         exchange, self._exchange = self._exchange, None
@@ -220,6 +226,7 @@ class Attempts(Attempt):
 
     def line_failed(self, line: Line, error: LineError) -> None:
         self._owner.figures.failed_attempts += 1
+        self._tell_fault(line.candidate.region, error)
         if not is_clients_fault(error):
             self._count(line.candidate.region).failed += 1
         self._detours().rule_out(line.candidate, error)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from edge_node.errors import AttemptError, RegionStalled
-from topology.overlay.errors import PathDown, RegionFailure
+from edge_node.errors import AttemptError, RegionSilent, RegionStalled
+from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
+
+BROKEN = frozenset(("engine", "internal"))
 
 
 def is_clients_fault(error: AttemptError) -> bool:
@@ -18,6 +20,19 @@ def is_death(error: AttemptError) -> bool:
     if isinstance(error, RegionFailure):
         return error.failure.code == "draining"
     return isinstance(error, PathDown | RegionStalled)
+
+
+def fault_of(error: AttemptError) -> str:
+    """What the region did wrong, in words; empty: nothing. That it has no room, is closing or
+    was too late is none, nor that the way to it died; that all of it stands still is told apart,
+    by `Upstream.distrust`."""
+    if isinstance(error, RegionFailure):
+        failure = error.failure
+        faulty = failure.code in BROKEN and failure.status >= 500
+        return f"it answered {failure.status}, {failure.code}" if faulty else ""
+    if isinstance(error, OverlayProtocolError):
+        return "it broke the protocol"
+    return "it took a request and gave nothing" if isinstance(error, RegionSilent) else ""
 
 
 def blames_tokens(error: AttemptError) -> bool:

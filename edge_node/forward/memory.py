@@ -81,6 +81,7 @@ class MemoryUpstream:
         self.ways: list[tuple[str, str]] = []
         self.cancelled = 0
         self.distrusted: list[tuple[str, str]] = []
+        self.faults: list[tuple[str, str]] = []
         self.trusted: list[str] = []  # after each answer that came whole
         self.queues_ms: dict[str, float] = {}
         self.closing: set[asyncio.Future[None]] = set()
@@ -108,6 +109,9 @@ class MemoryUpstream:
     def distrust(self, region: str, why: str) -> None:
         self.distrusted.append((region, why))
         self.cut(region)
+
+    def fault(self, region: str, why: str, request_id: str) -> None:
+        self.faults.append((region, why))
 
     def trust(self, region: str) -> None:
         self.trusted.append(region)

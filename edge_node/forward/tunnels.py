@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from random import Random
 from typing import Protocol, TypeAlias
 
-from edge_node.forward.doubts import Doubts
+from edge_node.forward.outliers import Outliers
 from edge_node.forward.path import Path
 from edge_node.forward.path_log import PathLog, kind_of
 from edge_node.forward.retired import Retired
@@ -69,7 +70,12 @@ class Tunnels:
     """All the tunnels of one edge worker. An `Upstream`."""
 
     def __init__(
-        self, edge: str, worker: int, make: MakeTunnel, clock: Clock | None = None
+        self,
+        edge: str,
+        worker: int,
+        make: MakeTunnel,
+        clock: Clock | None = None,
+        rng: Random | None = None,
     ) -> None:
         self._edge = edge
         self._worker = worker
@@ -79,7 +85,8 @@ class Tunnels:
         self._roads: dict[str, Road] = {}
         self._retired = Retired()
         self._choice = Choice()
-        self._doubts = Doubts()
+        self._rng = rng or Random()
+        self._outliers = Outliers(self._rng)
         self.log = PathLog()
         self._views: Views = {}
         self._views_until = 0.0
@@ -102,17 +109,28 @@ class Tunnels:
         path = road.paths.get(relay) if road is not None else None
         if path is None or path.tunnel is None:
             raise PathDown(region, f"this edge has no way to it {_as(relay)}")
+        if self._outliers and self._outliers.asked(region, self._clock.now()):
+            self._views_until = 0.0  # until it is seen what becomes of this one, others are asked
         return path.tunnel.open(request, body)
 
     def distrust(self, region: str, why: str) -> None:
-        if region in self._roads and self._doubts.complain(region, why, self._clock.now()):
-            self._views_until = 0.0
-            log.warning("a region does not serve", region=region, why=why)
+        if self._outliers.stalled(region, why, self._clock.now()):
+            self._left_alone(region, why)
+
+    def fault(self, region: str, why: str, request_id: str) -> None:
+        if not self._snapshot.policy.overload.protect:
+            return
+        if self._outliers.failed(region, why, self._clock.now()):
+            self._left_alone(region, why)
 
     def trust(self, region: str) -> None:
-        if self._doubts and self._doubts.served(region, self._clock.now()):
+        if self._outliers and self._outliers.served(region, self._clock.now()):
             self._views_until = 0.0
             log.info("a region serves again", region=region)
+
+    def _left_alone(self, region: str, why: str) -> None:
+        self._views_until = 0.0
+        log.warning("a region does not serve", region=region, why=why)
 
     def note_queue(self, region: str, queue_ms: float) -> None:
         road = self._roads.get(region)
@@ -127,6 +145,8 @@ class Tunnels:
             return
         before, self._snapshot = self._snapshot, snapshot
         self._choice.use(snapshot.policy.paths)
+        self._outliers.use(snapshot.policy.outliers)
+        self._outliers.keep(snapshot.regions)
         for region in snapshot.regions:
             addresses = addresses_of(snapshot, self._edge, region)
             road = self._roads.get(region)
@@ -138,7 +158,6 @@ class Tunnels:
             road.cores = len(snapshot.regions[region].cores)
         for region in [name for name in self._roads if name not in snapshot.regions]:
             self._roads.pop(region).end()
-            self._doubts.forget(region)
         self._choice.keep(self._roads)
         self.log.keep(self._roads)
         if self._review is None or _relays_differ(before, snapshot):
@@ -181,6 +200,7 @@ class Tunnels:
         """Work out the views, and say which regions are reached another way than before."""
         wall_s = self._clock.wall()
         views = {}
+        alone = self._outliers.left_alone(now) if self._outliers else {}
         for region, road in self._roads.items():
             estimates = road.estimates()
             found = self._choice.advance(region, estimates, road.queue_ms(now), now, wall_s)
@@ -188,9 +208,9 @@ class Tunnels:
             if found.changed is not None:
                 by_name = {name_of(relay): estimate for relay, estimate in estimates.items()}
                 self.log.take(found.changed, kind_of(found.changed, by_name.get))
-            doubted = self.doubted(region)
-            reachable = found.first is not None and not doubted
-            views[region] = RegionView(reachable, found.rtt_ms, found.views, found.queue_ms)
+            reachable = found.first is not None and not (road.stalled or region in alone)
+            part = self._outliers.part(region, now)
+            views[region] = RegionView(reachable, found.rtt_ms, found.views, found.queue_ms, part)
         if views != self._views:
             self._views = views
         self._views_until = now + VIEWS_FRESH_S
@@ -200,7 +220,7 @@ class Tunnels:
         road = self._roads.get(region)
         if road is None:
             return ""
-        return road.stalled or self._doubts.why(region, self._clock.now())
+        return road.stalled or self._outliers.why(region, self._clock.now())
 
     def seen(self) -> list[PathReport]:
         """Every way as the last look at it had it, by region and in the order of use."""

@@ -42,6 +42,10 @@ class Upstream(Protocol):
         """The region answers probes and does not serve: choose others for a while."""
         ...
 
+    def fault(self, region: str, why: str, request_id: str) -> None:
+        """A request failed by the region's fault: not by its way's, nor for want of room."""
+        ...
+
     def note_queue(self, region: str, queue_ms: float) -> None:
         """How long the region said, with an ACCEPT, that requests wait there."""
         ...

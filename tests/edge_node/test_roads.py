@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edge_node.forward import retired
-from edge_node.forward.doubts import HOLD_S
+from edge_node.forward.outliers import STALL_HOLD_S as HOLD_S
 from edge_node.forward.path_samples import path_samples
 from edge_node.forward.road import Through
 from edge_node.forward.standby import CHALLENGE_S
