@@ -16,18 +16,22 @@ When the room is full, a newcomer takes the place of a less urgent one: of the t
 waiting in the least urgent level, the last to have come. Failing that, of its own level's largest
 tenant, if that has at least two more waiting than its own. Operations are O(log n), except that
 taking a place looks at each tenant of one level.
+
+Whoever had its turn and must wait again (`put_back`) is the first of its tenant, takes no place in
+the room and gives way to nobody.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from msgspec import Struct
 
 from runtime.errors import TradewindError
 
 URGENCIES = 8
+ALL = range(URGENCIES)
 FLOOR = 20  # times that a level may be passed over
 PRESSED = 0.05  # of its time: with less than that left, the first no longer goes first
 
@@ -83,10 +87,11 @@ class Ahead(Struct, frozen=True):
 
 
 class _Tenant:
-    __slots__ = ("entries", "tag", "turn")
+    __slots__ = ("entries", "returned", "tag", "turn")
 
     def __init__(self, tag: float, turn: int) -> None:
         self.entries: dict[int, Entry] = {}  # in the order of arrival
+        self.returned: dict[int, Entry] = {}  # they go first, in the order in which they returned
         self.tag = tag
         self.turn = turn  # which of the heap's items is its
 
@@ -96,13 +101,14 @@ class _Level:
 
     __slots__ = (
         "_heap", "_served", "_turns", "answer_tokens", "having", "input_tokens", "passed",
-        "requests", "tenants",
+        "requests", "returned", "tenants",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.tenants: dict[str, _Tenant] = {}
         self.having: list[int] = []  # [n]: how many tenants have more than n waiting
         self.requests = 0
+        self.returned = 0  # of these
         self.input_tokens = 0
         self.answer_tokens = 0.0
         self.passed = 0
@@ -120,35 +126,60 @@ class _Level:
             self.having.append(0)
         self.having[count] += 1
         tenant.entries[entry.id] = entry
-        self.requests += 1
-        self.input_tokens += entry.input_tokens
-        self.answer_tokens += entry.answer_tokens
+        self._add(entry)
+
+    def put_back(self, entry: Entry) -> None:
+        """It has paid for its turn already."""
+        tenant = self.tenants.get(entry.tenant)
+        if tenant is None:
+            tenant = self.tenants[entry.tenant] = _Tenant(self._served, 0)
+        else:
+            tenant.tag = max(self._served, tenant.tag - entry.cost)
+        tenant.returned[entry.id] = entry
+        self.returned += 1
+        self._queue(entry.tenant, tenant)
+        self._add(entry)
 
     def pop(self, now: float) -> Entry:
         """The next one; there must be one."""
+        tag, name, entry = self._first(now)
+        tenant = self.tenants[name]
+        self._served = tag
+        tenant.tag += entry.cost
+        self.remove(entry)
+        if tenant.entries or tenant.returned:
+            self._queue(name, tenant)
+        return entry
+
+    def peek(self, now: float) -> Entry:
+        """What `pop` would return."""
+        return self._first(now)[2]
+
+    def _first(self, now: float) -> tuple[float, str, Entry]:
+        """The next one, its tenant, and that one's tag."""
         while True:
             tag, turn, name = self._heap[0]
             tenant = self.tenants.get(name)
             if tenant is not None and tenant.turn == turn:
                 break
             heapq.heappop(self._heap)
+        if tenant.returned:
+            return tag, name, next(iter(tenant.returned.values()))
         entry = next(iter(tenant.entries.values()))
         if entry.pressed(now):
             entry = next(reversed(tenant.entries.values()))
-        self._served = tag
-        tenant.tag += entry.cost
-        self.remove(entry)
-        if tenant.entries:
-            self._queue(name, tenant)
-        return entry
+        return tag, name, entry
 
     def remove(self, entry: Entry) -> None:
         tenant = self.tenants[entry.tenant]
-        del tenant.entries[entry.id]
-        self.having[len(tenant.entries)] -= 1
-        if not self.having[-1]:
-            self.having.pop()
-        if not tenant.entries:
+        if tenant.returned.pop(entry.id, None) is not None:
+            self.returned -= 1
+        else:
+            del tenant.entries[entry.id]
+            self.having[len(tenant.entries)] -= 1
+            if not self.having[-1]:
+                self.having.pop()
+        if not (tenant.entries or tenant.returned):
             del self.tenants[entry.tenant]
         self.requests -= 1
         self.input_tokens -= entry.input_tokens
@@ -164,7 +195,7 @@ class _Level:
         turns = len(held.entries) + 1 if held is not None else 1
         if turns > len(self.having):
             return self.requests
-        return sum(self.having[:turns])
+        return self.returned + sum(self.having[:turns])
 
     def largest(self) -> tuple[int, Entry]:
         """The tenant with the most waiting: how many, and the last of it. There must be one."""
@@ -174,6 +205,11 @@ class _Level:
              if len(t.entries) == count),
             key=lambda entry: entry.id,
         )  # fmt: skip
+
+    def _add(self, entry: Entry) -> None:
+        self.requests += 1
+        self.input_tokens += entry.input_tokens
+        self.answer_tokens += entry.answer_tokens
 
     def _queue(self, name: str, tenant: _Tenant) -> None:
         self._turns += 1
@@ -192,6 +228,7 @@ class PriorityQueue:
         self._levels = tuple(_Level() for _ in range(URGENCIES))
         self._entries: dict[int, Entry] = {}
         self._leaving: list[tuple[float, int]] = []  # heap; entries that left are skipped
+        self._returned: set[int] = set()  # ids of those that were put back
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -203,9 +240,13 @@ class PriorityQueue:
         """How many wait, by urgency."""
         return tuple(level.requests for level in self._levels)
 
+    def tenants(self, urgency: int) -> int:
+        """How many of them have somebody waiting at this urgency."""
+        return len(self._levels[urgency].tenants)
+
     def has_room(self, urgency: int, extra: int = 0, tenant: str = "") -> bool:
         """Whether `push` would take an entry of this urgency and tenant."""
-        if len(self._entries) < self.capacity + extra:
+        if self._in_room < self.capacity + extra:
             return True
         return self._yields(urgency, tenant) is not None
 
@@ -216,22 +257,37 @@ class PriorityQueue:
         no room and nobody has to give way.
         """
         displaced = None
-        if len(self._entries) >= self.capacity + extra:
-            level = self._yields(entry.urgency, entry.tenant)
-            if level is None:
+        if self._in_room >= self.capacity + extra:
+            displaced = self.give_way(entry.urgency, entry.tenant)
+            if displaced is None:
                 raise QueueFull(f"{len(self)} requests wait, and no more may")
-            displaced = level.largest()[1]
-            self.cancel(displaced.id)
         self._levels[entry.urgency].push(entry)
-        self._entries[entry.id] = entry
-        heapq.heappush(self._leaving, (entry.leaves_s, entry.id))
-        if len(self._leaving) > 2 * len(self) + 16:
-            self._compact()
+        self._hold(entry)
         return displaced
 
-    def pop(self, now: float = 0.0) -> Entry | None:
-        """The next one."""
-        level = self._next()
+    def put_back(self, entry: Entry) -> None:
+        """Let one wait that was popped and is not done: before all others of its tenant."""
+        self._levels[entry.urgency].put_back(entry)
+        self._returned.add(entry.id)
+        self._hold(entry)
+
+    def give_way(self, urgency: int, tenant: str = "") -> Entry | None:
+        """Take out the one that loses its place to a newcomer, if one does."""
+        level = self._yields(urgency, tenant)
+        if level is None:
+            return None
+        displaced = level.largest()[1]
+        self.cancel(displaced.id)
+        return displaced
+
+    def peek(self, now: float = 0.0, among: Collection[int] = ALL) -> Entry | None:
+        """The one that `pop` would return."""
+        level = self._next(among)
+        return level.peek(now) if level is not None else None
+
+    def pop(self, now: float = 0.0, among: Collection[int] = ALL) -> Entry | None:
+        """The next one, of these urgencies: none of the others can use the place."""
+        level = self._next(among)
         if level is None:
             return None
         for other in self._levels:
@@ -240,6 +296,7 @@ class PriorityQueue:
         level.passed = 0
         entry = level.pop(now)
         del self._entries[entry.id]
+        self._returned.discard(entry.id)
         return entry
 
     def cancel(self, entry_id: int) -> bool:
@@ -247,6 +304,7 @@ class PriorityQueue:
         entry = self._entries.pop(entry_id, None)
         if entry is None:
             return False
+        self._returned.discard(entry_id)
         self._levels[entry.urgency].remove(entry)
         return True
 
@@ -282,16 +340,27 @@ class PriorityQueue:
         """A time at which `expire` may have work; not later than the earliest that there is."""
         return self._leaving[0][0] if self._leaving else None
 
-    def _next(self) -> _Level | None:
-        due = [level for level in self._levels if level.passed >= FLOOR and level.requests]
+    @property
+    def _in_room(self) -> int:
+        return len(self._entries) - len(self._returned)
+
+    def _hold(self, entry: Entry) -> None:
+        self._entries[entry.id] = entry
+        heapq.heappush(self._leaving, (entry.leaves_s, entry.id))
+        if len(self._leaving) > 2 * len(self) + 16:
+            self._compact()
+
+    def _next(self, among: Collection[int]) -> _Level | None:
+        levels = self._levels if among is ALL else [self._levels[urgency] for urgency in among]
+        due = [level for level in levels if level.passed >= FLOOR and level.requests]
         if due:
             return max(due, key=lambda level: level.passed)
-        return next((level for level in self._levels if level.requests), None)
+        return next((level for level in levels if level.requests), None)
 
     def _yields(self, urgency: int, tenant: str) -> _Level | None:
         """The level in which somebody gives way to a newcomer."""
         for level in self._below(urgency):
-            if level.requests:
+            if level.having:
                 return level
         own = self._levels[urgency]
         held = own.tenants.get(tenant)
