@@ -9,6 +9,7 @@ import msgspec
 from edge_node.admission.quota import Quotas
 from edge_node.cache.disk import DiskTier
 from edge_node.cache.exact import ExactCache
+from edge_node.cache.fault import Fault
 from edge_node.errors import NotReady
 from edge_node.forward.choice import Choice
 from edge_node.front.auth import Keyring
@@ -20,7 +21,7 @@ from topology.policy import PolicySpec
 from topology.resources import Key
 from topology.routing import selects
 from topology.snapshot import Snapshot
-from topology.wire.chat import ChatError, ModelEntry, models_body
+from topology.wire.chat import ModelEntry, models_body
 
 EncodedReply = tuple[Headers, bytes]
 
@@ -40,7 +41,7 @@ class Serving:
         self.cache: ExactCache[Answer, EncodedReply] = ExactCache(0)
         self.disk: DiskTier | None = None
         # Requests that can only fail, by their spelling.
-        self.failures: ExactCache[ChatError, None] = ExactCache(FAILURES_BYTES)
+        self.failures: ExactCache[Fault, None] = ExactCache(FAILURES_BYTES)
         self.reuses = True
         self._epochs: dict[str, bytes] = {}
         self._models: dict[str, bytes] = {}

@@ -15,14 +15,16 @@ from typing import TypeAlias
 import msgspec
 
 from edge_node.cache.exact import Entry
+from edge_node.cache.fault import Fault
 from edge_node.cache.figures import CacheFigures
 from edge_node.cache.key import AnswerKey
 from edge_node.errors import AttemptsExhausted
 from edge_node.figures import Figures
+from edge_node.front import respond
 from edge_node.front.replies import EVENTS, JSON, Answer, Headers, encode
 from edge_node.serving import EncodedReply, Serving
 from topology.overlay.errors import RegionFailure
-from topology.wire.chat import ChatError, ChatRequest
+from topology.wire.chat import ChatRequest
 
 # Asks a region for a fresh answer, in the background.
 AskAnew: TypeAlias = Callable[[AnswerKey, ChatRequest, bytes], bool]
@@ -31,7 +33,6 @@ AskAnew: TypeAlias = Callable[[AnswerKey, ChatRequest, bytes], bool]
 ASK_AGAIN_S = 5.0
 # What a region says of a request that can only fail the same way everywhere.
 _BAD_REQUEST = 400
-_MOST_MESSAGE = 1024
 
 _DIGEST_BYTES = 16
 _pack = msgspec.msgpack.Encoder().encode
@@ -72,13 +73,13 @@ class Reuse:
             self._figures.cache_repeats += 1
         return ready
 
-    def failure(self, spelling: object, now: float) -> ChatError | None:
-        """Why a request that was written just like this one can only fail."""
+    def check(self, spelling: object, now: float) -> None:
+        """Raises `ChatError` where a request that was written just like this one has just failed,
+        and must again."""
         entry = self._serving.failures.get(spelling, now)
-        if entry is None:
-            return None
-        self._caches.failures_told += 1
-        return entry.value
+        if entry is not None:
+            self._caches.failures_told += 1
+            raise entry.value.error()
 
     def note_failure(
         self, spelling: tuple[str, bytes], error: AttemptsExhausted, now: float
@@ -92,15 +93,10 @@ class Reuse:
             return
         if failure.retryable or failure.param == "resume_tokens":
             return
-        told = ChatError(
-            failure.status,
-            failure.message[:_MOST_MESSAGE],
-            code=failure.reason or failure.code,
-            param=failure.param,
-        )
+        told = Fault.of(respond.chat_error(error))
         ttl_s = serving.snapshot.policy.cache.negative_ttl_s
-        size = len(told.message) + len(failure.param or "")
-        if serving.failures.put(spelling, told, size, ttl_s, now, spelling[0]) is not None:
+        size, tenant = told.size_bytes, spelling[0]
+        if serving.failures.put(spelling, told, size, ttl_s, now, owner=tenant) is not None:
             self._caches.failures_noted += 1
 
     def key(self, tenant: str, request: ChatRequest) -> AnswerKey | None:

@@ -261,7 +261,8 @@ async def test_rights_are_checked_again_after_a_change(edge: Edge) -> None:
 
 async def test_answers_expire(edge: Edge) -> None:
     model = document("Model", MODEL, regions=list(RTT_MS), context_tokens=10, cache_ttl_s=0.3)
-    edge.app.use(snapshot(model))
+    policy = document("Policy", "default", cache={"revalidate_s": 0})
+    edge.app.use(snapshot(model, policy))
     for _ in range(3):
         await post(edge, ask(temperature=0))
     await asyncio.sleep(0.4)
