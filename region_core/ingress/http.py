@@ -81,6 +81,7 @@ class HttpApp:
             "/v1/models": self._models,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
+            "/health": self._readyz,  # where routers made for vLLM and SGLang look
             "/metrics": self._metrics,
         }
 

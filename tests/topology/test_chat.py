@@ -45,6 +45,20 @@ def test_deterministic(fields: dict[str, object], deterministic: bool) -> None:
     assert chat.parse_request(body(**fields)).deterministic is deterministic
 
 
+def test_what_routers_add_to_each_request_is_taken() -> None:
+    added: dict[str, object] = {
+        "no_stop_trim": False,
+        "ignore_eos": False,
+        "continue_final_message": False,
+        "skip_special_tokens": True,
+        "separate_reasoning": True,
+        "stream_reasoning": True,
+        "include_reasoning": True,
+        "return_hidden_states": False,
+    }
+    assert chat.parse_request(body(**added)) == chat.parse_request(body())
+
+
 def test_max_completion_tokens_wins() -> None:
     request = chat.parse_request(body(max_tokens=5, max_completion_tokens=7))
     assert request.max_tokens == 7
@@ -77,6 +91,8 @@ def test_max_completion_tokens_wins() -> None:
         ({"stream": "yes"}, "stream"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"made_up": 1}, "made_up"),
+        ({"ignore_eos": True}, "ignore_eos"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
     ],
 )
 def test_a_refusal_names_its_parameter(fields: dict[str, object], param: str) -> None:

@@ -125,8 +125,19 @@ class _Body(Struct, forbid_unknown_fields=True):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    # What sglang-router and vllm-router write into each request. Only the neutral value:
+    no_stop_trim: bool = False
+    ignore_eos: bool = False
+    continue_final_message: bool = False
+    return_hidden_states: bool = False
+    skip_special_tokens: bool = True
+    # Of models that reason aloud; ours do not:
+    separate_reasoning: bool = True
+    stream_reasoning: bool = True
+    include_reasoning: bool = True
 
 
+_ROUTERS_FLAGS = ("no_stop_trim", "ignore_eos", "continue_final_message", "return_hidden_states")
 _DECODER = msgspec.json.Decoder(_Body)
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _FIELD = re.compile(r"`([^`]+)`")
@@ -199,12 +210,21 @@ def _refuse_unsupported(raw: _Body) -> None:
     )
     for name, value, allowed in neutral:
         if value not in allowed:
-            raise ChatError(
-                400,
-                f"'{name}' is not supported here with the value given; leave it out.",
-                code="unsupported_parameter",
-                param=name,
-            )
+            raise _unsupported(name)
+    for name in _ROUTERS_FLAGS:
+        if getattr(raw, name):
+            raise _unsupported(name)
+    if not raw.skip_special_tokens:
+        raise _unsupported("skip_special_tokens")
+
+
+def _unsupported(name: str) -> ChatError:
+    return ChatError(
+        400,
+        f"'{name}' is not supported here with the value given; leave it out.",
+        code="unsupported_parameter",
+        param=name,
+    )
 
 
 def _messages(turns: list[_Turn]) -> tuple[Message, ...]:

@@ -39,6 +39,8 @@ class LiteLLM:
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # it asks the Internet for prices otherwise
             "LITELLM_MODE": "PRODUCTION",
             "LITELLM_TELEMETRY": "False",
+            # Keys of its own need a database; here anybody on loopback may ask.
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
         }
         settings = (
             f"{_WORKERS} workers; least-busy; {_parallel(cores)} in flight per core and worker; "
