@@ -190,5 +190,5 @@ def test_a_peer_that_cannot_be_installed_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(programs.PeerUnavailable, match="x: /bin/false -m venv .* failed"):
+    with pytest.raises(programs.PeerUnavailable, match=r"x: /bin/false -m venv .* failed"):
         programs.install("x", ("a==1",), tmp_path)
