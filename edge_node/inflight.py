@@ -29,6 +29,8 @@ class Cause(enum.Enum):
 
 # The request itself goes on after these. They strike it only where it waits for its region.
 PASSING = frozenset((Cause.SILENCE, Cause.HEDGE, Cause.STALL, Cause.MOVE))
+# After these nobody waits for the answer, unless others do: see `Keeper`.
+LEAVING = frozenset((Cause.DEADLINE, Cause.DISCONNECT))
 
 
 class Presence(Protocol):
@@ -37,6 +39,14 @@ class Presence(Protocol):
     def add_done_callback(self, callback: Any) -> Any: ...
 
     def cancel(self) -> Any: ...
+
+
+class Keeper(Protocol):
+    """Whoever may want the answer although the client of its flight does not wait any more."""
+
+    def keep(self, cause: Cause) -> bool:
+        """Whether the task goes on. Then the flight has been detached."""
+        ...
 
 
 class Client(Protocol):
@@ -52,8 +62,11 @@ class Flight:
         "_client",
         "_presence",
         "_stage",
+        "_staged",
+        "_staged_limit",
         "cause",
         "deadline",
+        "keeper",
         "limit",
         "started",
         "task",
@@ -68,19 +81,34 @@ class Flight:
         self.started = now
         self.deadline = limit
         self.limit = limit
-        self._stage = stage
-        self._client = client
+        self._stage = self._staged = stage  # what strikes at `limit`; what would without a deadline
+        self._staged_limit = limit
+        self._client: Client | None = client
         self._presence: Presence | None = None
+        self.keeper: Keeper | None = None
         self.wake = min(now + WATCH_AFTER_S, limit)
 
     def due(self, deadline: float) -> None:
         """Set the request's deadline, which ends the stage that was going on."""
-        self.deadline = self.limit = deadline
-        self._stage = Cause.DEADLINE
+        self.deadline = self.limit = self._staged_limit = deadline
+        self._stage = self._staged = Cause.DEADLINE
         self._rearm()
+
+    def move(self, deadline: float) -> None:
+        """Another deadline, earlier or later, for the stage that is going on."""
+        self.deadline = deadline
+        if self._staged is Cause.DEADLINE:
+            self._staged_limit = deadline
+        self.stage(self._staged_limit, self._staged)
+
+    def detach(self) -> None:
+        """From now on the client's presence means nothing for the task."""
+        self._client = None
+        self._drop_presence()
 
     def stage(self, limit: float, cause: Cause) -> None:
         """Until further notice, stop at `limit` because of `cause`, if the deadline allows."""
+        self._staged_limit, self._staged = limit, cause
         if limit < self.deadline:
             self.limit, self._stage = limit, cause
         else:
@@ -93,11 +121,19 @@ class Flight:
 
     def stop(self, cause: Cause) -> None:
         """Cancel the request's task, once. A cause that is final outranks one that is not."""
+        keeper = self.keeper
+        if keeper is not None and cause in LEAVING and not self.stopped and keeper.keep(cause):
+            return
         if self.cause is None:
             self.cause = cause
             self.task.cancel()
         elif self.cause in PASSING and cause not in PASSING:
             self.cause = cause
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was, for good."""
+        return self.cause is not None and self.cause not in PASSING
 
     def carry_on(self) -> None:
         """The cancellation was handled: the request goes on."""
@@ -113,7 +149,7 @@ class Flight:
             self.stop(self._stage)
             return
         self.wake = self.limit
-        if self._presence is None:
+        if self._presence is None and self._client is not None:
             self._presence = self._client.client_disconnect()
             self._presence.add_done_callback(self._gone)
 
@@ -123,6 +159,10 @@ class Flight:
 
     def close(self) -> None:
         self.cause = self.cause or Cause.SHUTDOWN  # whatever comes now comes too late
+        self.keeper = None
+        self._drop_presence()
+
+    def _drop_presence(self) -> None:
         if self._presence is not None:
             self._presence.cancel()  # or granian keeps it for good: measured 0.8 KiB a request
             self._presence = None

@@ -99,6 +99,10 @@ class Attempt:
             return self._detour.ways.names
         return [] if self.candidate is None else [way_name(self.candidate)]
 
+    def show(self) -> None:
+        """Clients are being sent what comes, as it comes: it cannot be begun anew."""
+        self._shown = True
+
     # Sending
 
     def _open(self) -> Exchange:
@@ -186,7 +190,8 @@ class Attempt:
         if self._detour is not None:
             self._detour.home = None
         self._opened = 0.0
-        self._shown = self._ask.stream
+        if self._ask.stream:
+            self._shown = True
         self._flight.stage(FOREVER, Cause.SILENCE)  # `Watch` sees to it from now on
 
     def _note_move(self, candidate: Candidate, position: int) -> None:

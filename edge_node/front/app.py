@@ -68,6 +68,7 @@ class EdgeApp:
         self.metrics.watch(self.figures.samples)
         self.metrics.watch(self.forwarder.samples)
         self.metrics.watch(self._samples)
+        self.metrics.watch(self._chat.sharing.samples)
         self.metrics.watch(lambda: self.quotas.samples(now()))
         self.metrics.watch(self.serving.staleness.samples)
         self.metrics.registry.register(FirstToken(lambda: self.figures.first_token))
@@ -75,6 +76,7 @@ class EdgeApp:
     def use(self, snapshot: Snapshot) -> None:
         self.serving.use(snapshot)
         self.forwarder.use(snapshot)
+        self._chat.sharing.use(snapshot)
         self.quotas.use(snapshot, self._now())
 
     def direct(self, directive: Directive) -> None:

@@ -18,6 +18,8 @@ from topology.wire.chat import ChatError, error_body, error_event
 __all__ = ["Call", "ClientGone", "RequestIds"]
 
 REQUEST_ID = "x-request-id"
+IDEMPOTENCY_KEY = "idempotency-key"
+QUALITY = "x-tradewind-quality"
 # Either may shorten the tenant's deadline for one request; the first one present counts.
 DEADLINE_HEADERS = ("x-tradewind-deadline-ms", "x-request-timeout-ms")
 
@@ -87,6 +89,14 @@ class Call:
         return self.client is _GONE
 
     @property
+    def given_id(self) -> str | None:
+        """By which the client would repeat this request, where it said so."""
+        key: str | None = self.headers.get(IDEMPOTENCY_KEY)
+        if key is not None and _SANE_ID.fullmatch(key):
+            return key
+        return None if self.request_id is self.own_id else self.request_id
+
+    @property
     def overlay_id(self) -> str:
         """The request's name in the region: unique whatever the client sends."""
         if self.request_id is self.own_id:
@@ -118,7 +128,7 @@ class Call:
     def fail_now(self, error: ChatError) -> None:
         """Tell the client, which was sent nothing yet."""
         extra = respond.headers(error, self.http1)
-        headers = [*JSON, ("x-tradewind-edge", self.edge), *extra]
+        headers = [*JSON, ("x-tradewind-edge", self.edge), (QUALITY, "refused"), *extra]
         self.reply(error.status, headers, error_body(error))
 
     def deadline_s(self, tenant: TenantSpec) -> float:

@@ -11,15 +11,19 @@ import asyncio
 
 from edge_node.admission.entry import Entry
 from edge_node.cache.key import AnswerKey
-from edge_node.errors import Refused
+from edge_node.errors import AttemptsExhausted, Refused
 from edge_node.figures import Figures
 from edge_node.forward.attempt import Ask
 from edge_node.forward.forwarder import Forwarder
 from edge_node.front import respond
 from edge_node.front.body import read
 from edge_node.front.call import Call, ClientGone
+from edge_node.front.recipient import Recipient
 from edge_node.front.relay import Relay
 from edge_node.front.reuse import Reuse, cache_control, spelling_of
+from edge_node.front.revalidation import Revalidation
+from edge_node.front.sharing import Sharing, repeat_of
+from edge_node.front.work import Work
 from edge_node.inflight import Cause, Flight, Flights
 from edge_node.serving import Serving
 from runtime.clock import Clock
@@ -49,26 +53,39 @@ class Chat:
         self._body_timeout_s = body_timeout_s
         self._reuse = Reuse(serving, figures)
         self._entry = Entry(forwarder)
+        self.revalidation = Revalidation(
+            serving, forwarder, self._entry, flights, figures, self._reuse, clock
+        )
+        self._reuse.ask_anew = self.revalidation.start
         self._relay = Relay(serving.edge, forwarder, figures, clock)
+        self.sharing = Sharing(forwarder.now, self._go_on)
 
     async def serve(self, call: Call) -> None:
         self._figures.requests += 1
         flight = self._flights.open(call.client, self._body_timeout_s, Cause.SLOW_BODY)
         try:
             await self._answer(call, flight)
-        except TradewindError as error:
-            await self._fail(call, error)
-        except asyncio.CancelledError:
-            if flight.cause is None:
-                raise
-            if flight.cause is not Cause.DISCONNECT:
-                await self._fail(call, respond.stopped(flight.cause))
-        except ClientGone:
-            pass  # the client has gone, and what was done for it has been given up on the way
+        except (TradewindError, asyncio.CancelledError, ClientGone) as error:
+            await self._tell(call, flight, error)
         finally:
             self._flights.close(flight)
+            if call.successor is not None:  # granian takes the end of this task for the reply's
+                await asyncio.wait((call.successor,))
+
+    async def _tell(self, call: Call, flight: Flight, error: BaseException) -> None:
+        """Where the client waits for it. What was done for one that has gone was given up on the
+        way."""
+        if isinstance(error, asyncio.CancelledError):
+            if flight.cause is None:
+                raise error
+            if flight.cause is not Cause.DISCONNECT:
+                await self._fail(call, respond.stopped(flight.cause))
+        elif isinstance(error, TradewindError):
+            await self._fail(call, error)
 
     async def _fail(self, call: Call, error: TradewindError) -> None:
+        if call.handed_over:
+            return
         told = respond.chat_error(error)
         replies = self._figures.replies
         replies[told.status] = replies.get(told.status, 0) + 1
@@ -90,6 +107,7 @@ class Chat:
             if ready is not None:
                 call.reply(200, *ready)
                 return
+            self._reuse.check(spelling, now)
         request = parse_request(body)
         decision = serving.choice.decide(tenant, request.model)
         if decision.refusal not in ("", "no_region"):
@@ -101,8 +119,21 @@ class Chat:
             if found is not None:
                 call.reply(200, *found)
                 return
+        work = None
+        if look and self.sharing.on:
+            repeat = repeat_of(call.given_id, spelling)
+            work = self.sharing.find(key, repeat)
+            if work is not None:
+                await self._follow(call, flight, request, work)
+                return
+            work = self.sharing.open(key, repeat, call, request, flight)
         ask = self._ask(call, tenant, request, body)
-        await self._forward(call, flight, ask, request, decision, key)
+        try:
+            await self._forward(call, flight, ask, request, decision, key, work)
+        except AttemptsExhausted as error:
+            if keep:
+                self._reuse.note_failure(spelling, error, self._forwarder.now())
+            raise
 
     async def _forward(
         self,
@@ -112,18 +143,63 @@ class Chat:
         request: ChatRequest,
         decision: Decision,
         key: AnswerKey | None,
+        work: Work | None,
     ) -> None:
-        """Through a region; `key`: by which the answer is kept, where it may be."""
-        attempts = self._entry.at_once(ask, decision, flight)
-        if attempts is None:
-            attempts = await self._entry.admit(ask, decision, flight)
+        """Through a region; `key`: by which the answer is kept, where it may be. `work`: where
+        others may share it."""
         try:
-            answer = await self._relay.answer(call, flight, attempts, request)
+            attempts = self._entry.at_once(ask, decision, flight)
+            if attempts is None:
+                attempts = await self._entry.admit(ask, decision, flight)
+            if work is not None:
+                work.attempts = attempts
+            try:
+                answer = await self._relay.answer(call, flight, attempts, request, work)
+            finally:
+                attempts.close()
+            self._figures.forwarded += 1
+            if key is not None:
+                self._reuse.keep(key, request.model, answer, self._forwarder.now())
+            if work is not None:
+                work.finish(answer)
+        except BaseException as error:
+            if work is not None:
+                work.fail(respond.told(error, flight.cause))
+            raise
         finally:
-            attempts.close()
-        self._figures.forwarded += 1
-        if key is not None:
-            self._reuse.keep(key, request.model, answer, self._forwarder.now())
+            if work is not None:
+                self.sharing.close(work)
+
+    # Clients that share an answer
+
+    async def _follow(self, call: Call, flight: Flight, request: ChatRequest, work: Work) -> None:
+        recipient = Recipient(call, request, asyncio.get_running_loop())
+        work.join(recipient, flight.deadline)
+        await self._served(work, recipient)
+
+    async def _go_on(self, work: Work, recipient: Recipient, deadline: float) -> None:
+        """Serve a client who asked first, in a task of its own, since others share the answer."""
+        call, limit_s = recipient.call, deadline - self._forwarder.now()
+        flight = self._flights.open(call.client, limit_s, Cause.DEADLINE)
+        try:
+            await self._served(work, recipient)
+        except (TradewindError, asyncio.CancelledError, ClientGone) as error:
+            await self._tell(call, flight, error)
+        finally:
+            self._flights.close(flight)
+
+    async def _served(self, work: Work, recipient: Recipient) -> None:
+        """Return once it is, or has been told why not."""
+        try:
+            error = await recipient.over
+        except asyncio.CancelledError:
+            if recipient.over.cancelled():
+                raise
+            error = recipient.over.result()  # it was, in the very turn
+        finally:
+            work.leave(recipient)
+        if error is not None:
+            await self._fail(recipient.call, error)
 
     def _ask(self, call: Call, tenant: str, request: ChatRequest, body: bytes) -> Ask:
         serving = self._serving

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 # Of an answer, sent and not acknowledged by the client: with more, the rest waits in the region.
 MOST_UNREAD_BYTES = 256 * 1024
@@ -27,7 +28,8 @@ class EventStream:
     """
 
     __slots__ = (
-        "_acknowledged", "_before", "_event_of", "_look_at", "_room", "_send", "sent_bytes",
+        "_acknowledged", "_before", "_event_of", "_instead", "_look_at", "_room", "_send",
+        "sent_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -37,6 +39,7 @@ class EventStream:
         acknowledged: Callable[[], int | None],
     ) -> None:
         self._send: Callable[[bytes], object] | None = send
+        self._instead: Callable[[], None] | None = None  # called for a piece, from `pass_to` on
         self._event_of = event_of
         self._acknowledged = acknowledged
         self._before = acknowledged()
@@ -47,6 +50,8 @@ class EventStream:
     def show(self, text: str) -> asyncio.Future[None] | None:
         """Send a piece. What is returned is done when the client has room for more."""
         if not text or self._send is None:
+            if self._instead is not None:
+                self._instead()
             return None
         event = self._event_of(text)
         self._send(event)
@@ -54,6 +59,32 @@ class EventStream:
         if self.sent_bytes < self._look_at:
             return None
         return self._look()
+
+    def give(self, event: bytes) -> asyncio.Future[None] | None:
+        """As `show`, of what is encoded already."""
+        if self._send is None:
+            return None
+        self._send(event)
+        self.sent_bytes += len(event)
+        return None if self.sent_bytes < self._look_at else self._look()
+
+    async def last(self, event: bytes) -> None:
+        """What is left."""
+        if self._send is not None:
+            sent: Any = self._send(event)
+            await sent
+
+    def pass_to(self, instead: Callable[[], None]) -> EventStream:
+        """Another one that goes on with this client; whatever is shown to this one calls `instead`.
+
+        Whoever waits for this client to have room waits no longer (than `LOOK_AGAIN_S`).
+        """
+        assert self._send is not None  # it goes on
+        other = EventStream(self._send, self._event_of, self._acknowledged)
+        other._before, other.sent_bytes = self._before, self.sent_bytes
+        other._look_at = self._look_at
+        self._send, self._instead = None, instead
+        return other
 
     def close(self) -> None:
         self._send = None
@@ -69,7 +100,8 @@ class EventStream:
         return self._room
 
     async def _until_read(self) -> None:
-        while self._unread() > MOST_UNREAD_BYTES // 2:  # noqa: ASYNC110 - the kernel tells nobody
+        # The kernel tells nobody.
+        while self._send is not None and self._unread() > MOST_UNREAD_BYTES // 2:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_AGAIN_S)
         self._look_at = self.sent_bytes + LOOK_EVERY_BYTES
 

@@ -11,6 +11,7 @@ from edge_node.front.backlog import acknowledged
 from edge_node.front.call import Call
 from edge_node.front.event_stream import EventStream
 from edge_node.front.replies import EVENTS, JSON, Answer, Headers, encode, ending
+from edge_node.front.work import Work
 from edge_node.inflight import Flight
 from runtime.clock import Clock
 from topology.overlay.frames import End, Tokens
@@ -28,20 +29,32 @@ class Relay:
         self._clock = clock
 
     async def answer(
-        self, call: Call, flight: Flight, attempts: Attempts, request: ChatRequest
+        self,
+        call: Call,
+        flight: Flight,
+        attempts: Attempts,
+        request: ChatRequest,
+        work: Work | None = None,
     ) -> Answer:
+        """The whole answer, which the client has been given, unless `work` has been shared and
+        sees to it."""
         frame = await attempts.next()
         self._figures.first_token.add(self._forwarder.now() - flight.started)
         created_s = int(self._clock.wall())
-        if request.stream:
-            end = await self._stream(call, attempts, request, frame, created_s)
+        if work is not None:
+            work.begin(created_s, self._region_headers)
+        if request.stream and not call.handed_over:
+            end = await self._stream(call, attempts, request, frame, created_s, work)
         else:
-            end = frame if type(frame) is End else await attempts.pour(_hold)
+            hold = _hold if work is None else work.hold
+            end = frame if type(frame) is End else await attempts.pour(hold)
         text = "".join(attempts.text)
         answer = Answer.of(call.own_id, created_s, request.model, text, end)
-        if not request.stream:
+        if not request.stream and not call.handed_over:
             assert attempts.candidate is not None  # it has answered
             call.reply(200, self._region_headers(JSON, attempts.candidate), encode(answer, request))
+            if work is not None:
+                work.call = None
         return answer
 
     async def _stream(
@@ -51,25 +64,32 @@ class Relay:
         request: ChatRequest,
         frame: Tokens | End,
         created_s: int,
+        work: Work | None,
     ) -> End:
         """Pass the answer on as it comes; its last frame is returned."""
         assert attempts.candidate is not None  # it has sent `frame`
-        stream = call.begin_stream(self._region_headers(EVENTS, attempts.candidate))
+        headers = self._region_headers(EVENTS, attempts.candidate)
         events = ChunkEncoder(call.own_id, created_s, request.model, request.include_usage)
-        head = events.role()
-        if type(frame) is Tokens:
-            await stream.send_bytes(head + events.text(frame.text))
-            head = b""
-            got = partial(acknowledged, call.scope)
-            shown = EventStream(stream.send_bytes, events.text, got)
-            try:
+        send = call.begin_stream(headers).send_bytes
+        shown = EventStream(send, events.text, partial(acknowledged, call.scope))
+        del send  # the client's stream ends when nothing refers to it: see `EventStream`
+        if work is not None:
+            work.shown = shown
+        try:
+            head = events.role()
+            if type(frame) is Tokens:
+                shown.give(head + events.text(frame.text))
+                head = b""
                 frame = await attempts.pour(shown.show)
-            finally:
-                shown.close()
-        assert type(frame) is End
-        answer = Answer.of(call.own_id, created_s, request.model, "", frame)
-        tail = ending(events, request, answer.finish_reason, answer.usage)
-        await stream.send_bytes(head + tail)
+            assert type(frame) is End
+            if not call.handed_over:
+                if work is not None:
+                    work.call = None
+                answer = Answer.of(call.own_id, created_s, request.model, "", frame)
+                tail = ending(events, request, answer.finish_reason, answer.usage)
+                await shown.last(head + tail)
+        finally:
+            shown.close()
         return frame
 
     def _region_headers(self, kind: Headers, candidate: Candidate) -> Headers:

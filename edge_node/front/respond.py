@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from math import ceil
 
 from edge_node.admission.quota import OverLimit
@@ -66,6 +67,15 @@ def stopped(cause: Cause | None) -> ChatError:
             return _server(504, "deadline_exceeded", "The deadline passed before the answer.")
         case _:
             return _server(503, "shutting_down", "This edge is shutting down; try again.")
+
+
+def told(error: BaseException, cause: Cause | None) -> ChatError:
+    """What those are told who share the answer that ended so."""
+    if isinstance(error, TradewindError):
+        return chat_error(error)
+    if isinstance(error, asyncio.CancelledError):
+        return stopped(cause)
+    return _server(500, "internal_error", "The edge failed to serve this request.")
 
 
 def unknown_url(method: str, path: str) -> ChatError:
