@@ -1,28 +1,24 @@
-"""What may be sent to a region now, and what the region made of what was sent. Pure.
+"""What may be sent to each region now, and what each made of what was sent. Pure.
 
-The one place where the edge's view of each region's room comes together. Whoever wants to send
-asks `judge`; every exchange is told of with `sent`, then `accepted` when the region takes it on,
-and `ended` exactly once. Times are in seconds of one monotonic clock.
+The one place where the edge's view of the regions' room comes together. Whoever wants to send
+asks `judge`; `edge_node.admission.gated` tells of every exchange. Times are in seconds of one
+monotonic clock. Why it decides as it does: docs/decisions/0018-adaptive-concurrency.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from random import Random
-from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from topology.cursor import ALL_ADMITTED, Tier
-from topology.overlay.frames import Accept
+from edge_node.admission.intake import Hindrance, Intake, Outcome
+from edge_node.admission.limiter import AnswerTokens
+from runtime.metrics import Sample
+from topology.cursor import TIERS, Tier
 from topology.policy import OverloadPolicy
 
-# Why a request may not go to a region now; "": it may.
-Hindrance: TypeAlias = Literal["", "limit", "level", "throttle", "pace"]
-# How an exchange ended. `refused`: the region said that it is full. `failed`: by its fault, or its
-# way's. `faulty`: by the request's own. `cancelled`: by us, since nobody waited, or another won.
-Outcome: TypeAlias = Literal["ok", "refused", "failed", "faulty", "cancelled"]
-
+__all__ = ["LOOK_AGAIN_S", "Gate", "Hindrance", "Outcome", "Room"]
 
 # Levels, paces and throttles also give way by time alone, when nothing that could tell of it
 # happens: whoever waits asks again so often, whether `on_room` was called or not.
@@ -48,7 +44,7 @@ class Gate:
     "": send it (`GatedUpstream.open` calls `sent` itself). Else it is hindered there, and another
     region may be tried, or it may wait. `judge` takes nothing and promises nothing: between it and
     `open`, do not await. Of a request that has been judged for that region before, say
-    `again=True`: it is not counted as another request by the throttle.
+    `again=True`: it is not counted as another request by throttle and metrics.
 
     `on_room` is called, in the middle of what others do (so only schedule something there), when
     somebody was hindered since it was last called, and now there may be room. It is not called
@@ -58,14 +54,33 @@ class Gate:
     def __init__(self, rng: Random | None = None) -> None:
         self._rng = rng or Random(0)
         self._policy = OverloadPolicy()
+        self._protects = True
+        self._intakes: dict[str, Intake] = {}
+        self._kept: Collection[str] | None = None  # None: whatever is asked for
+        self.answers = AnswerTokens()
         self.on_room: Callable[[], None] = _nobody
 
     def use(self, policy: OverloadPolicy) -> None:
         """Go by this policy from now on. `protect: false`: nobody is hindered."""
-        self._policy = policy
+        self._protects = policy.protect
+        if policy != self._policy:
+            self._policy = policy
+            for intake in self._intakes.values():
+                intake.use(policy)
 
     def keep(self, regions: Collection[str]) -> None:
         """Forget the others, as soon as nothing is under way there."""
+        self._kept = frozenset(regions)
+        for name in [n for n in self._intakes if n not in self._kept]:
+            if not self._intakes[name].in_flight:
+                del self._intakes[name]
+
+    def intake(self, region: str) -> Intake:
+        """What is known of it; nothing yet: a new one."""
+        intake = self._intakes.get(region)
+        if intake is None:
+            intake = self._intakes[region] = Intake(self._policy, self._rng, self._told_of_room)
+        return intake
 
     # Asking
 
@@ -80,40 +95,77 @@ class Gate:
         again: bool = False,
     ) -> Hindrance:
         """Whether a request may be sent there now. `cost`: in tokens, from `estimate`."""
-        return ""
+        if not self._protects:
+            return ""
+        return self.intake(region).judge(tier, cursor, now, again=again)
 
     def estimate(self, model: str, body_bytes: int, max_tokens: int | None = None) -> float:
         """What a request will come to, in tokens of input and answer, as far as can be told."""
-        return 0.0
+        return self.answers.cost(model, body_bytes, max_tokens)
 
     def wait_s(self, region: str, tier: Tier, now: float) -> float:
         """When a request of this tier that nobody waits before will be let in, honestly: 0: now.
-        For one with `n` before it, add `n / drain_per_s`."""
-        return 0.0
+        For one with `n` before it, add `n / drain_per_s`. 60 at most."""
+        intake = self._intakes.get(region)
+        return intake.wait_s(tier, now) if intake is not None and self._protects else 0.0
 
     def drain_per_s(self, region: str, now: float) -> float:
         """Requests of this worker that end there in a second, lately; 0: nothing is known."""
-        return 0.0
+        intake = self._intakes.get(region)
+        return intake.drain.per_s(now) if intake is not None else 0.0
 
     def room(self, region: str, tier: Tier, now: float) -> Room:
-        """Changes nothing."""
-        return Room(self._policy.concurrency_max, 0, 0, ALL_ADMITTED, 0.0, 0.0, 0.0)
+        """How it stands there."""
+        intake = self.intake(region)
+        return Room(
+            intake.limit(tier),
+            intake.in_flight,
+            intake.lanes[tier].own,
+            intake.level(now),
+            intake.queue_s(now) * 1000,
+            intake.throttled(tier, now),
+            intake.drain.per_s(now),
+        )
 
-    # Being told
+    # Being told; exchanges are told of through `Intake` itself
 
     def sent(self, region: str, tier: Tier, cost: float, now: float) -> None:
         """A request goes there, whatever `judge` said."""
-
-    def accepted(self, region: str, frame: Accept, now: float) -> None:
-        """The region took it on."""
+        self.intake(region).sent(tier, cost, now)
 
     def ended(
         self, region: str, tier: Tier, cost: float, used: float, outcome: Outcome, now: float
     ) -> None:
-        """It is over. `cost` as when it was sent, `used` what it came to, in tokens."""
+        """It is over. `cost` as when it was sent, `used` what it came to, in tokens; 0: the
+        region had not taken it on."""
+        self.intake(region).ended(tier, cost, used, outcome, now)
 
-    def told(self, region: str, level: int | None, queue_ms: float | None, now: float) -> None:
-        """What the region said, with END or ERROR, of what it admits and how long requests wait."""
+    def samples(self, now: float) -> Iterable[Sample]:
+        name = "tradewind_edge_gate_"
+        for region, intake in self._intakes.items():
+            of = {"region": region}
+            limit = int(intake.concurrency.limit)
+            yield Sample(name + "limit", "Requests there at once, of this worker.", limit, of)
+            yield Sample(name + "level", "What the region admits.", intake.level(now), of)
+            queue_s = intake.queue_s(now)
+            yield Sample(name + "queue_seconds", "That one waits there, it said.", queue_s, of)
+            drain = intake.drain.per_s(now)
+            yield Sample(name + "drain_per_s", "Requests of this worker that end.", drain, of)
+            for tier in TIERS:
+                lane, by = intake.lanes[tier], {"region": region, "tier": tier}
+                yield Sample(name + "in_flight", "Requests under way there.", lane.own, by)
+                held = intake.throttled(tier, now)
+                yield Sample(name + "throttled_ratio", "Share that is held back.", held, by)
+                for reason, count in lane.hindered.items():
+                    yield Sample(
+                        name + "hindered_total",
+                        "Requests that could not be sent there at once, and why.",
+                        count,
+                        {**by, "reason": reason},
+                    )
+
+    def _told_of_room(self) -> None:
+        self.on_room()
 
 
 def _nobody() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from random import Random
 
 from edge_node.admission.gate import Gate
 from edge_node.admission.gated import GatedUpstream
@@ -29,8 +30,9 @@ class Forwarder:
         choice: Choice,
         figures: Figures,
         now: Callable[[], float],
+        rng: Random | None = None,
     ) -> None:
-        self.gate = Gate()
+        self.gate = Gate(rng)
         self.upstream: Upstream = GatedUpstream(upstream, self.gate, now)
         self.choice = choice
         self.figures = figures
@@ -53,10 +55,13 @@ class Forwarder:
         self.budget.min_per_s = policy.budget_min_per_s
         self.hedges = policy.hedge
         self.gate.use(snapshot.policy.overload)
+        self.gate.keep(snapshot.regions)
 
     def samples(self) -> Iterable[Sample]:
         budget, name = self.budget, "tradewind_edge_retry_budget_"
         yield Sample(name + "spent_total", "Retries and hedges that were paid.", budget.spent)
         yield Sample(name + "refused_total", "Those that it did not allow.", budget.refused)
-        left = budget.allowance(self.now())
+        now = self.now()
+        left = budget.allowance(now)
         yield Sample(name + "left", "How many it would allow at once now.", left)
+        yield from self.gate.samples(now)

@@ -1,0 +1,256 @@
+"""What one region takes from this edge worker: level, throttle, limit and pace of it. Pure.
+
+Whoever has something under way there counts it here, exactly once each way. Times in seconds of
+one monotonic clock; where it jumps, estimates are lost and counts are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Literal, TypeAlias
+
+from edge_node.admission.concurrency import Concurrency
+from edge_node.admission.pacing import Drain, Pace
+from edge_node.admission.throttle import Throttle
+from topology.cursor import ALL_ADMITTED, TIERS, USERS, Tier
+from topology.policy import OverloadPolicy
+
+# Why a request may not go to a region now; "": it may.
+Hindrance: TypeAlias = Literal["", "limit", "level", "throttle", "pace"]
+# How an exchange ended. `refused`: the region said that it is full. `failed`: by its fault, or its
+# way's. `faulty`: by the request's own. `cancelled`: by us, since nobody waited, or another won.
+Outcome: TypeAlias = Literal["ok", "refused", "failed", "faulty", "cancelled"]
+
+HINDRANCES: tuple[Hindrance, ...] = ("level", "throttle", "limit", "pace")
+# A tier with nothing under way in a region that would refuse it may try with one so often.
+PROBE_S = 0.5
+# Whoever waits is asked for often, and shall not draw until it wins.
+_DRAW_S = 0.02
+_NEWS_S = 1.0  # so long what a region said holds; then its level rises, step by step
+_RISE_S = 0.25
+_RISE = USERS // 2  # places
+_RANK = {tier: rank for rank, tier in enumerate(TIERS)}
+_NEWEST = 0.2  # the weight of one delay
+_WAIT_MOST_S = 60.0
+
+
+class Lane:
+    """One tier's part of an intake."""
+
+    __slots__ = (
+        "bypass",
+        "draw_at",
+        "first",
+        "hindered",
+        "own",
+        "past",
+        "probe_at",
+        "share",
+        "tier",
+    )
+
+    def __init__(self, tier: Tier) -> None:
+        self.tier: Tier = tier
+        self.first = _RANK[tier] * USERS  # cursor of the tier's first place,
+        self.past = self.first + USERS  # and past its last
+        self.bypass = tier == "vip"  # the region lets it go first: the limit is for others
+        self.own = 0  # under way
+        self.share = 1.0  # of the limit
+        self.probe_at = 0.0  # no probe before
+        self.draw_at = 0.0  # nobody who is asked for again has another draw before
+        self.hindered = dict.fromkeys(HINDRANCES, 0)  # requests, ever
+
+
+class Intake:
+    """Of one region. `room`: called when somebody was hindered and there may be room now."""
+
+    __slots__ = (
+        "_level",
+        "_level_at",
+        "_pace",
+        "_queue_at",
+        "_queue_s",
+        "_rng",
+        "_room",
+        "_target_s",
+        "_throttles",
+        "concurrency",
+        "drain",
+        "in_flight",
+        "lanes",
+        "most",
+        "wanted",
+    )
+
+    def __init__(self, policy: OverloadPolicy, rng: Random, room: Callable[[], None]) -> None:
+        self._rng = rng
+        self._room = room
+        self._level, self._level_at = ALL_ADMITTED, 0.0
+        self._queue_s = self._queue_at = 0.0
+        self.in_flight = 0
+        self.wanted = False  # somebody was hindered since `room` was called
+        self.drain = Drain()
+        self._pace = Pace()
+        self.lanes = {tier: Lane(tier) for tier in TIERS}
+        target_s = policy.queue_target_ms / 1000
+        least, most = policy.concurrency_min, policy.concurrency_max
+        self.concurrency = Concurrency(least, most, target_s)
+        k, window_s = policy.throttle_k, policy.throttle_window_s
+        self._throttles = {tier: Throttle(k, window_s) for tier in TIERS}
+        self.use(policy)
+
+    def use(self, policy: OverloadPolicy) -> None:
+        self._target_s = policy.queue_target_ms / 1000
+        self.most = max(policy.concurrency_min, policy.concurrency_max)
+        self.concurrency.use(policy.concurrency_min, self.most, self._target_s)
+        for throttle in self._throttles.values():
+            throttle.use(policy.throttle_k, policy.throttle_window_s)
+        for tier, lane in self.lanes.items():
+            lane.share = getattr(policy.tiers, tier).share
+
+    # Asking
+
+    def judge(self, tier: Tier, cursor: int, now: float, *, again: bool) -> Hindrance:
+        lane = self.lanes[tier]
+        hindrance = self._hindrance(lane, cursor, now, again=again)
+        if hindrance:
+            self.wanted = True
+            if hindrance == "limit":
+                self.concurrency.pressed = True
+            if not again:
+                lane.hindered[hindrance] += 1
+        return hindrance
+
+    def _hindrance(self, lane: Lane, cursor: int, now: float, *, again: bool) -> Hindrance:
+        if cursor >= self._level and cursor >= self.level(now) and not self._probes(lane, now):
+            return "level"
+        throttle = self._throttles[lane.tier]
+        if throttle.troubled and self._holds(throttle, lane, now, again=again):
+            return "throttle"
+        if not lane.own:
+            return ""
+        limit = self.most if lane.bypass else self.concurrency.limit
+        if self.in_flight >= limit or lane.own >= max(1.0, limit * lane.share):
+            return "limit"
+        if lane.bypass or not self._pace.wait_s(now) or not self.full(now):
+            return ""
+        return "pace"
+
+    def _holds(self, throttle: Throttle, lane: Lane, now: float, *, again: bool) -> bool:
+        if again and 0 < lane.draw_at - now <= _DRAW_S:
+            return True
+        if not throttle.holds(now, self._rng):
+            return False
+        lane.draw_at = now + _DRAW_S
+        if not again:
+            throttle.held(now)
+        return not self._probes(lane, now)
+
+    def _probes(self, lane: Lane, now: float) -> bool:
+        """Whether this one is let in to find out how things stand."""
+        if lane.own or 0 < lane.probe_at - now <= PROBE_S:
+            return False
+        lane.probe_at = now + PROBE_S
+        return True
+
+    def level(self, now: float) -> int:
+        """What the region admits, as far as is known: it rises when nothing is heard."""
+        if self._level >= ALL_ADMITTED:
+            return ALL_ADMITTED
+        silent_s = now - self._level_at
+        if silent_s < 0:
+            self._level_at = now
+        if silent_s < _NEWS_S:
+            return self._level
+        return min(ALL_ADMITTED, self._level + _RISE * (1 + int((silent_s - _NEWS_S) / _RISE_S)))
+
+    def queue_s(self, now: float) -> float:
+        return self._queue_s if 0 <= now - self._queue_at < _NEWS_S else 0.0
+
+    def full(self, now: float) -> bool:
+        """Whether the region said so lately."""
+        return self.queue_s(now) > self._target_s or self.level(now) < ALL_ADMITTED
+
+    def throttled(self, tier: Tier, now: float) -> float:
+        """Share of requests that are held back."""
+        throttle = self._throttles[tier]
+        return throttle.share(now) if throttle.troubled else 0.0
+
+    def limit(self, tier: Tier) -> int:
+        """How many of a tier this worker may have there."""
+        lane = self.lanes[tier]
+        limit = self.most if lane.bypass else self.concurrency.limit
+        return max(1, int(limit * lane.share))
+
+    def wait_s(self, tier: Tier, now: float) -> float:
+        """See `Gate.wait_s`."""
+        lane = self.lanes[tier]
+        wait_s = 0.0
+        if self.level(now) <= lane.first or self.throttled(tier, now) > 0.5:
+            wait_s = max(PROBE_S, self.queue_s(now) - self._target_s)
+            if not lane.own:
+                wait_s = min(wait_s, max(0.0, lane.probe_at - now))
+        if lane.own:
+            limit = self.most if lane.bypass else self.concurrency.limit
+            over = max(self.in_flight - limit, lane.own - max(1.0, limit * lane.share)) + 1
+            if over > 0:
+                rate = self.drain.per_s(now)
+                wait_s = max(wait_s, over / rate if rate > 0 else self.queue_s(now) or PROBE_S)
+            if not lane.bypass and self.full(now):
+                wait_s = max(wait_s, self._pace.wait_s(now))
+        return min(_WAIT_MOST_S, wait_s)
+
+    # Being told
+
+    def sent(self, tier: Tier, cost: float, now: float) -> None:
+        self.in_flight = there = self.in_flight + 1
+        self.lanes[tier].own += 1
+        self.concurrency.sent(there)
+        self._throttles[tier].sent(now)
+        if self._queue_s > self._target_s or self._level < ALL_ADMITTED:
+            self._pace.spend(cost, self.drain.tokens_per_s(now), now)
+
+    def told(self, tier: Tier, level: int | None, queue_s: float | None, now: float) -> None:
+        """What it admits, and how long one of this tier waits there."""
+        rose = False
+        if level is not None:
+            rose = level > self._level
+            self._level, self._level_at = level, now
+        if queue_s is not None and tier != "vip":  # VIP goes first: its wait says nothing of others
+            self.concurrency.waits(queue_s)
+            fresh = 0 <= now - self._queue_at < _NEWS_S
+            self._queue_s += (_NEWEST if fresh else 1.0) * (queue_s - self._queue_s)
+            self._queue_at = now
+        rose |= self._turned(now)
+        if rose and self.wanted:
+            self._call()
+
+    def accepted(self, tier: Tier, level: int, queue_s: float, now: float) -> None:
+        throttle = self._throttles[tier]
+        if throttle.troubled and level >= self.lanes[tier].past and queue_s <= self._target_s:
+            throttle.forget()
+        self.told(tier, level, queue_s, now)
+
+    def ended(self, tier: Tier, cost: float, used: float, outcome: Outcome, now: float) -> None:
+        self.in_flight -= 1
+        self.lanes[tier].own -= 1
+        if outcome == "refused":
+            self._throttles[tier].refused(now)
+        if used > 0:
+            self.drain.add(used, now)
+        if cost != used and self._pace.wait_s(now):
+            self._pace.settle(used - cost, self.drain.tokens_per_s(now), now)
+        self._turned(now)
+        if self.wanted:
+            self._call()
+
+    def _turned(self, now: float) -> bool:
+        concurrency = self.concurrency
+        if not concurrency.due(now):
+            return False
+        return concurrency.turn(now, self.in_flight, self.drain.per_s(now))
+
+    def _call(self) -> None:
+        self.wanted = False
+        self._room()
