@@ -103,7 +103,7 @@ class Concurrency:
         return min(max(grown, _CUT_MOST * limit), limit * _GROW_MOST)
 
     def _headroom(self, rate: float) -> float:
-        return 0.5 * (rate * self._target_s + 1) ** (2 / 3)
+        return 0.5 * float((rate * self._target_s + 1) ** (2 / 3))
 
     def _clamped(self, limit: float) -> float:
         return min(self._most, max(self._least, limit))

@@ -5,12 +5,17 @@ A tenant's bucket is in the same coin: see `TokenBucket`.
 
 from __future__ import annotations
 
-BYTES_PER_TOKEN = 4.0  # of a request's body, roughly, in English and code
+BYTES_PER_TOKEN = 4.0  # in English and code
 ANSWER_TOKENS = 128.0  # while nothing is known of a model's
 _MODELS_MOST = 1024
 _NEWEST = 0.05  # the weight of one answer
 
 DEBT_MOST_S = 60.0  # of its rate: what a bucket owes at most
+
+
+def prompt_tokens(body_bytes: int) -> float:
+    """Of a request's body, roughly."""
+    return body_bytes / BYTES_PER_TOKEN
 
 
 class AnswerTokens:
@@ -34,7 +39,7 @@ class AnswerTokens:
         answer = self._mean.get(name, ANSWER_TOKENS)
         if max_tokens is not None and max_tokens < answer:
             answer = float(max_tokens)
-        return body_bytes / BYTES_PER_TOKEN + answer
+        return prompt_tokens(body_bytes) + answer
 
 
 class TokenBucket:

@@ -4,6 +4,9 @@ The director gives each node a rate (see `topology.quota`); a token bucket per t
 node to it. Nothing here waits: a request is admitted or told when to come back. A tenant without
 a limit costs one look into a dictionary.
 
+Where the limit counts tokens too, the node has the same part of these as of the requests. What a
+request is thought to cost is taken when it goes to a region, and settled when it is over.
+
 `now` is a monotonic time in seconds, the same clock for all calls.
 """
 
@@ -13,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Literal, TypeAlias
 
+from edge_node.admission.limiter import TokenBucket
 from runtime.errors import TradewindError
 from runtime.metrics import Sample
 from topology.directive import NONE, Directive
@@ -31,9 +35,11 @@ class OverLimit(TradewindError):
 
     retryable = True
 
-    def __init__(self, tenant: str, limit_per_s: float, retry_s: float) -> None:
+    def __init__(
+        self, tenant: str, limit_per_s: float, retry_s: float, of: str = "requests"
+    ) -> None:
         super().__init__(
-            f"Rate limit reached for {tenant}: {limit_per_s:g} requests per second in all."
+            f"Rate limit reached for {tenant}: {limit_per_s:g} {of} per second in all."
             f" Please try again in {retry_s:.3g} s."
         )
         self.retry_s = retry_s
@@ -75,6 +81,11 @@ class Bucket:
             return _RETRY_MAX_S
         return min(_RETRY_MAX_S, (1.0 - self.tokens) / self.rate)
 
+    def turn_away(self) -> None:
+        """One asked that something else keeps out."""
+        self.asked += 1
+        self.refused += 1
+
     def _refill(self, now: float) -> None:
         if now > self.at:
             self.tokens = min(self.capacity, self.tokens + (now - self.at) * self.rate)
@@ -90,6 +101,7 @@ class Quotas:
         self._policy = QuotaPolicy()
         self._directive = NONE
         self._buckets: dict[str, Bucket] = {}
+        self._tokens: dict[str, TokenBucket] = {}  # of those whose tokens count
         self._confirmed: float | None = None  # when a current replica last stood behind it
         self._since = 0.0  # when the directive was taken up
         self._falls_at = 0.0  # when the rates change for want of a confirmation
@@ -129,11 +141,22 @@ class Quotas:
         if now >= self._falls_at:
             self._apply(now)
             bucket = self._buckets[tenant]
+        tokens = self._tokens.get(tenant)
+        if tokens is not None:
+            self._check(tenant, bucket, tokens, now)
         wait_s = bucket.take(now)
         if wait_s > 0:
-            # Those who are refused together shall not come back together.
-            spread_s = wait_s * (1.0 + self._rng.random())
-            raise OverLimit(tenant, self._limits[tenant].requests_per_s, spread_s)
+            raise OverLimit(tenant, self._limits[tenant].requests_per_s, self._spread(wait_s))
+
+    def charge(self, tenant: str, tokens: float) -> None:
+        """A request of `tenant` goes to a region, and is thought to cost so much."""
+        bucket = self._tokens.get(tenant)
+        if bucket is not None:
+            bucket.take(tokens)
+
+    def settle(self, tenant: str, tokens: float, used: float) -> None:
+        """It is over, and came to `used`. `tokens` as with `charge`."""
+        self.charge(tenant, used - tokens)
 
     @property
     def asked(self) -> Mapping[str, int]:
@@ -156,6 +179,12 @@ class Quotas:
             yield Sample(name + "rate", "Requests/s admitted here.", bucket.rate, labels)
             yield Sample(name + "asked_total", "Requests that asked.", bucket.asked, labels)
             yield Sample(name + "refused_total", "Answered with 429.", bucket.refused, labels)
+        for tenant, tokens in self._tokens.items():
+            labels = {"tenant": tenant}
+            text = "Tokens/s admitted here."
+            yield Sample("tradewind_edge_quota_tokens_rate", text, tokens.rate, labels)
+            text = "Tokens saved up; below 0: owed."
+            yield Sample("tradewind_edge_quota_tokens", text, tokens.tokens, labels)
         for standing in ("confirmed", "floor", "newcomer"):
             yield Sample(
                 "tradewind_edge_quota_standing",
@@ -166,11 +195,23 @@ class Quotas:
 
     # Within
 
+    def _check(self, tenant: str, bucket: Bucket, tokens: TokenBucket, now: float) -> None:
+        wait_s = tokens.wait_s(now)
+        if wait_s > 0:
+            bucket.turn_away()
+            limit = self._limits[tenant].tokens_per_s or 0.0
+            raise OverLimit(tenant, limit, self._spread(wait_s), "tokens")
+
+    def _spread(self, wait_s: float) -> float:
+        """Those who are refused together shall not come back together."""
+        return wait_s * (1.0 + self._rng.random())
+
     def _apply(self, now: float) -> None:
         """Set every bucket by what may be believed at `now`."""
         self._stand(now)
         for tenant in self._buckets.keys() - self._limits.keys():
             del self._buckets[tenant]
+            self._tokens.pop(tenant, None)
         for tenant, limit in self._limits.items():
             rate = max(0.0, min(self._believed(tenant, limit), limit.requests_per_s))
             bucket = self._buckets.get(tenant)
@@ -178,6 +219,19 @@ class Quotas:
                 self._buckets[tenant] = Bucket(rate, limit.burst_s, now)
             else:
                 bucket.set(rate, limit.burst_s, now)
+            self._apply_tokens(tenant, limit, rate / limit.requests_per_s, now)
+
+    def _apply_tokens(self, tenant: str, limit: RateLimit, part: float, now: float) -> None:
+        """`part`: of the limit, this node's."""
+        if limit.tokens_per_s is None:
+            self._tokens.pop(tenant, None)
+            return
+        rate = limit.tokens_per_s * part
+        tokens = self._tokens.get(tenant)
+        if tokens is None:
+            self._tokens[tenant] = TokenBucket(rate, limit.burst_s, now)
+        else:
+            tokens.set(rate, limit.burst_s, now)
 
     def _stand(self, now: float) -> None:
         hold_s = self._policy.hold_s
