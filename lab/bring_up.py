@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -27,11 +27,10 @@ from lab.world import (
     CORE_HTTP_PORT,
     DNS_PORT,
     EDGE_PORT,
-    EDGES,
     OVERLAY_PORT,
-    REGIONS,
-    TENANTS,
-    wan_paths,
+    WORLD,
+    EdgePlace,
+    World,
 )
 from topology.api_key import new_key
 
@@ -46,10 +45,11 @@ Say = Callable[[str], None]
 class Lab:
     """One running world under `directory`. `say` is told each step as it is done."""
 
-    def __init__(self, directory: Path, engine: str, say: Say) -> None:
+    def __init__(self, directory: Path, engine: str, say: Say, world: World = WORLD) -> None:
         self.directory = directory
         self.engine = engine
-        self.keys = {tenant.name: new_key() for tenant in TENANTS}
+        self.world = world
+        self.keys = {tenant.name: new_key() for tenant in world.tenants}
         self._say = say
         self._lock: IO[str] | None = None
         self._supervisor: Supervisor | None = None
@@ -72,7 +72,7 @@ class Lab:
         """Start everything; return when every edge reaches every region and DNS answers."""
         try:
             self._claim()
-            require_free(list(_addresses()))
+            require_free(list(_addresses(self.world)))
             files = self._prepare()
             self._supervisor = Supervisor(self.directory)
         except OSError as error:
@@ -89,7 +89,8 @@ class Lab:
         await self._start_control_plane(files)
         await self._tradewind("apply", "-f", str(files.resources))
         self._say("resources applied with `tradewind apply`")
-        await self._run("dns", "control_plane.cli.main", "dns run", files.dns)
+        if self.world.dns:
+            await self._run("dns", "control_plane.cli.main", "dns run", files.dns)
         for name, path in files.edges.items():
             await self._run(f"edge-{name}", "edge_node", "run", path)
         await self._ready()
@@ -127,7 +128,7 @@ class Lab:
         async def asked() -> bool:
             nonlocal found
             for name, port in REPLICA_METRICS.items():
-                status, body = await _http_get("127.0.0.1", port, "/metrics")
+                status, body = await http_get("127.0.0.1", port, "/metrics")
                 if status == 200 and _directs(body) and name != other_than:
                     found = name
             return bool(found)
@@ -136,7 +137,7 @@ class Lab:
         return found
 
     async def kill_etcd_and_core(self, region: str) -> None:
-        await self._kill("etcd")
+        await self.kill("etcd")
         await self.supervisor.kill(f"core-{region}")
 
     async def obey(self, order: Order) -> Answer:
@@ -144,7 +145,7 @@ class Lab:
         if order.verb != "ps":
             self._require_known(order.name)
         if order.verb == "kill":
-            await self._kill(order.name)
+            await self.kill(order.name)
         elif order.verb == "start":
             await self._start_again(order.name)
         return Answer(processes=tuple(self._states()))
@@ -154,7 +155,8 @@ class Lab:
         if name not in names:
             raise LabError(f"no process {name!r}", hint=f"there are: {', '.join(names)}")
 
-    async def _kill(self, name: str) -> None:
+    async def kill(self, name: str) -> None:
+        """SIGKILL one process, or, by the name `etcd`, all members of its cluster."""
         members = self._etcd_members(name)
         for index in members:
             self._cluster.kill(index)
@@ -219,7 +221,7 @@ class Lab:
         for name in ("pki", "settings", "state", "logs", "etcd"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
         endpoints = tuple(f"127.0.0.1:{ETCD_PORT + 2 * i}" for i in range(ETCD_MEMBERS))
-        files = settings_files.write(self.directory, self.engine, endpoints, self.keys)
+        files = settings_files.write(self.directory, self.world, self.engine, endpoints, self.keys)
         keys = self.directory / "keys.json"
         keys.touch(mode=0o600)
         keys.write_bytes(msgspec.json.encode(self.keys))
@@ -249,9 +251,10 @@ class Lab:
         self._say(f"control plane: replicas at {', '.join(CONTROL_PLANE)}")
 
     async def _ready(self) -> None:
-        names = [f"core-{region.name}" for region in REGIONS]
+        regions, edges = self.world.regions, self.world.edges
+        names = [f"core-{region.name}" for region in regions]
         self._say("waiting for the cores to load the model" if self.engine == "torch" else "cores")
-        for region, name in zip(REGIONS, names, strict=True):
+        for region, name in zip(regions, names, strict=True):
             await self.supervisor.until(
                 f"region {region.name}",
                 lambda r=region: _http_ok(r.address, CORE_HTTP_PORT),  # type: ignore[misc]
@@ -259,17 +262,21 @@ class Lab:
                 name,
                 "wan",
             )
-        self._say(f"region cores: {', '.join(region.name for region in REGIONS)}")
-        for edge in EDGES:
+        self._say(f"region cores: {', '.join(region.name for region in regions)}")
+        wanted = [region.name for region in regions]
+        for edge in edges:
             await self.supervisor.until(
                 f"edge {edge.name}",
-                lambda e=edge: _all_regions(e.address),  # type: ignore[misc]
+                lambda e=edge: _all_regions(e.address, wanted),  # type: ignore[misc]
                 READY_TIMEOUT_S,
                 f"edge-{edge.name}",
             )
-        self._say(f"edges: {', '.join(f'{e.city.name} {e.address}' for e in EDGES)}")
-        await self.supervisor.until("geo-DNS", _dns_answers, READY_TIMEOUT_S, "dns")
-        self._say(f"geo-DNS at 127.0.0.1:{DNS_PORT}")
+        self._say(f"edges: {', '.join(f'{e.city.name} {e.address}' for e in edges)}")
+        if self.world.dns:
+            await self.supervisor.until(
+                "geo-DNS", lambda: _dns_answers(edges), READY_TIMEOUT_S, "dns"
+            )
+            self._say(f"geo-DNS at 127.0.0.1:{DNS_PORT}")
 
     async def _tradewind(self, *arguments: str) -> None:
         """Run the command line, as an operator would."""
@@ -288,7 +295,7 @@ class Lab:
             )
 
 
-def _addresses() -> Iterator[tuple[str, int, int]]:
+def _addresses(world: World) -> Iterator[tuple[str, int, int]]:
     """Everything the lab listens on: host, port, socket type."""
     stream, datagram = socket.SOCK_STREAM, socket.SOCK_DGRAM
     for index in range(2 * ETCD_MEMBERS):
@@ -296,14 +303,15 @@ def _addresses() -> Iterator[tuple[str, int, int]]:
     for endpoint in CONTROL_PLANE:
         host, _, port = endpoint.rpartition(":")
         yield (host, int(port), stream)
-    yield ("127.0.0.1", DNS_PORT, datagram)
-    yield ("127.0.0.1", DNS_PORT, stream)
-    for edge in EDGES:
+    if world.dns:
+        yield ("127.0.0.1", DNS_PORT, datagram)
+        yield ("127.0.0.1", DNS_PORT, stream)
+    for edge in world.edges:
         yield (edge.address, EDGE_PORT, stream)
-    for region in REGIONS:
+    for region in world.regions:
         yield (region.address, OVERLAY_PORT, datagram)
         yield (region.address, CORE_HTTP_PORT, stream)
-    for path in wan_paths():
+    for path in world.wan_paths():
         host, _, port = path.listen.rpartition(":")
         yield (host, int(port), datagram)
 
@@ -318,7 +326,7 @@ async def _accepts(endpoint: str) -> bool:
     return True
 
 
-async def _http_get(host: str, port: int, path: str) -> tuple[int, bytes]:
+async def http_get(host: str, port: int, path: str) -> tuple[int, bytes]:
     """Status and body; status 0 when nobody answers."""
     try:
         reader, writer = await asyncio.open_connection(host, port)
@@ -343,17 +351,17 @@ def _directs(metrics: bytes) -> bool:
 
 
 async def _http_ok(host: str, port: int) -> bool:
-    status, _ = await _http_get(host, port, "/readyz")
+    status, _ = await http_get(host, port, "/readyz")
     return status == 200
 
 
-async def _all_regions(host: str) -> bool:
+async def _all_regions(host: str, regions: Sequence[str]) -> bool:
     """Whether an edge is ready and has a live path to every region."""
-    status, body = await _http_get(host, EDGE_PORT, "/readyz")
+    status, body = await http_get(host, EDGE_PORT, "/readyz")
     if status != 200:
         return False
     connected = msgspec.json.decode(body, type=_Readiness).regions
-    return all(connected.get(region.name) for region in REGIONS)
+    return all(connected.get(region) for region in regions)
 
 
 class _Readiness(msgspec.Struct):
@@ -362,10 +370,10 @@ class _Readiness(msgspec.Struct):
     regions: dict[str, bool]
 
 
-async def _dns_answers() -> bool:
+async def _dns_answers(edges: Sequence[EdgePlace]) -> bool:
     """Whether geo-DNS has found every edge well: each edge's city is sent to it."""
     try:
-        for edge in EDGES:
+        for edge in edges:
             if (await resolve(edge.city))[:1] != (edge.address,):
                 return False
     except (OSError, DNSException):

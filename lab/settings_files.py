@@ -15,15 +15,12 @@ from lab.world import (
     CORE_HTTP_PORT,
     DNS_PORT,
     EDGE_PORT,
-    EDGES,
     MODEL,
     OVERLAY_PORT,
-    REGIONS,
     EdgePlace,
     RegionSite,
+    World,
     prefix_table,
-    resources,
-    wan_paths,
 )
 from runtime.identity import IdentityFiles, Principal
 from topology.api_key import digest
@@ -47,7 +44,11 @@ class SettingsFiles(Struct, frozen=True):
 
 
 def write(
-    directory: Path, engine: str, etcd_endpoints: tuple[str, ...], keys: dict[str, str]
+    directory: Path,
+    world: World,
+    engine: str,
+    etcd_endpoints: tuple[str, ...],
+    keys: dict[str, str],
 ) -> SettingsFiles:
     """Write all of the lab's settings under `directory`. `keys`: tenant -> API key."""
     pki = directory / "pki"
@@ -77,16 +78,17 @@ def write(
     cores = {
         region.name: _write(
             config / f"core-{region.name}.yaml",
-            _core(region, engine, identity("core", region.name, region.address), directory),
+            _core(region, engine, identity("core", region.name, region.address), directory)
+            | dict(world.core),
         )
-        for region in REGIONS
+        for region in world.regions
     }
     edges = {
         edge.name: _write(
             config / f"edge-{edge.name}.yaml",
-            _edge(edge, identity("edge", edge.name), directory),
+            _edge(edge, identity("edge", edge.name), directory) | dict(world.edge),
         )
-        for edge in EDGES
+        for edge in world.edges
     }
     key_hashes = {tenant: digest(key) for tenant, key in keys.items()}
     admin = identity("admin", "lab")
@@ -95,8 +97,8 @@ def write(
         cores=cores,
         edges=edges,
         dns=_write(config / "dns.yaml", _dns(identity("dns", "ns1"), prefixes, directory)),
-        wan=_write(config / "wan.yaml", _wan(directory)),
-        resources=_write_all(directory / "resources.yaml", resources(key_hashes)),
+        wan=_write(config / "wan.yaml", _wan(directory, world)),
+        resources=_write_all(directory / "resources.yaml", world.resources(key_hashes)),
         context=_write(
             directory / "context.yaml",
             {"endpoints": list(CONTROL_PLANE), "identity": str(Path(admin["key"]).parent)},
@@ -146,7 +148,7 @@ def _dns(identity: dict[str, str], prefixes: Path, directory: Path) -> dict[str,
     }
 
 
-def _wan(directory: Path) -> dict[str, Any]:
+def _wan(directory: Path, world: World) -> dict[str, Any]:
     return {
         "control": str(directory / wan_control.SOCKET),
         "links": [
@@ -156,7 +158,7 @@ def _wan(directory: Path) -> dict[str, Any]:
                 "target": path.forward_to,
                 "rtt_ms": path.rtt_ms,
             }
-            for path in wan_paths()
+            for path in world.wan_paths()
         ],
     }
 

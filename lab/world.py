@@ -6,6 +6,7 @@ Client subnets lie in 198.18.0.0/15, which RFC 2544 sets aside for benchmarks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -139,7 +140,8 @@ class TenantPlan(Struct, frozen=True):
 
     name: str
     tier: str
-    residency: tuple[str, ...] | None
+    residency: tuple[str, ...] | None = None
+    deadline_ms: int | None = None  # none: the default of `TenantSpec`
 
 
 TENANTS = (
@@ -149,30 +151,62 @@ TENANTS = (
     TenantPlan("gulfbank", "standard", ("AE", "EU")),
 )
 
+_NOTHING: Mapping[str, Any] = {}
 
-def wan_paths() -> tuple[WanPath, ...]:
-    """Every edge-core and core-core link, with its published round-trip time."""
-    paths = []
-    sources = [("EdgeSite", e.name, e.city, f"127.30.{i}") for i, e in enumerate(EDGES, 1)]
-    sources += [("Region", r.name, r.city, f"127.31.{i}") for i, r in enumerate(REGIONS, 1)]
-    for kind, name, city, network in sources:
-        for index, region in enumerate(REGIONS, 1):
-            if city is region.city:
-                continue
-            rtt_ms = published_rtt_ms(city.name, region.city.name)
-            if rtt_ms is None:
-                raise LookupError(f"no published latency from {city.name} to {region.city.name}")
-            paths.append(
-                WanPath(
-                    f"{name}-{region.name}",
-                    f"{kind}/{name}",
-                    f"Region/{region.name}",
-                    f"{network}.{index}:{OVERLAY_PORT}",
-                    region.overlay,
-                    rtt_ms,
-                )
-            )
-    return tuple(paths)
+
+class World(Struct, frozen=True):
+    """What a lab consists of. The mappings are laid over what the lab would write anyway."""
+
+    regions: tuple[RegionSite, ...] = REGIONS
+    edges: tuple[EdgePlace, ...] = EDGES
+    tenants: tuple[TenantPlan, ...] = TENANTS
+    core: Mapping[str, Any] = _NOTHING  # settings of every core
+    edge: Mapping[str, Any] = _NOTHING  # settings of every edge
+    model: Mapping[str, Any] = _NOTHING  # of the spec of `Model`
+    policy: Mapping[str, Any] = _NOTHING  # the spec of `Policy`; nothing: none is written
+    capacity_tokens_per_s: float = CAPACITY_TOKENS_PER_S  # of each region
+    dns: bool = True  # whether geo-DNS runs
+
+    def wan_paths(self) -> tuple[WanPath, ...]:
+        """Every edge-core and core-core link, with its published round-trip time."""
+        paths = []
+        sources = [("EdgeSite", e.name, e.city, f"127.30.{i}") for i, e in enumerate(self.edges, 1)]
+        sources += [
+            ("Region", r.name, r.city, f"127.31.{i}") for i, r in enumerate(self.regions, 1)
+        ]
+        for kind, name, city, network in sources:
+            for index, region in enumerate(self.regions, 1):
+                if city is not region.city:
+                    listen = f"{network}.{index}:{OVERLAY_PORT}"
+                    paths.append(_wan_path(kind, name, city, region, listen))
+        return tuple(paths)
+
+    def resources(self, key_hashes: Mapping[str, str]) -> list[dict[str, Any]]:
+        """The documents that `tradewind apply` takes. `key_hashes`: tenant -> `sha256:<hex>`."""
+        names = [region.name for region in self.regions]
+        documents: list[dict[str, Any]] = []
+
+        def add(kind: str, name: str, spec: dict[str, Any]) -> None:
+            documents.append({"kind": kind, "name": name, "spec": spec})
+
+        for region in self.regions:
+            add("Region", region.name, _region_spec(region, self.capacity_tokens_per_s))
+        for edge in self.edges:
+            add("EdgeSite", edge.name, _edge_spec(edge))
+        for path in self.wan_paths():
+            add("Link", path.name, _link_spec(path))
+        model = {"regions": names, "context_tokens": 2048, "default_output_tokens": 64}
+        add("Model", MODEL, model | dict(self.model))
+        add("Route", "nearest", {"models": ["*"], "tenants": ["*"], "regions": names})
+        for tenant in self.tenants:
+            add("Tenant", tenant.name, _tenant_spec(tenant, key_hashes[tenant.name]))
+        if self.policy:
+            add("Policy", "default", dict(self.policy))
+        add("Zone", ZONE, _zone_spec())
+        return documents
+
+
+WORLD = World()
 
 
 def prefix_table() -> list[dict[str, Any]]:
@@ -188,37 +222,36 @@ def prefix_table() -> list[dict[str, Any]]:
     ]
 
 
-def resources(key_hashes: dict[str, str]) -> list[dict[str, Any]]:
-    """The documents that `tradewind apply` takes. `key_hashes`: tenant name -> `sha256:<hex>`."""
-    region_names = [region.name for region in REGIONS]
-    documents: list[dict[str, Any]] = []
+def _wan_path(kind: str, name: str, city: City, region: RegionSite, listen: str) -> WanPath:
+    rtt_ms = published_rtt_ms(city.name, region.city.name)
+    if rtt_ms is None:
+        raise LookupError(f"no published latency from {city.name} to {region.city.name}")
+    return WanPath(
+        f"{name}-{region.name}",
+        f"{kind}/{name}",
+        f"Region/{region.name}",
+        listen,
+        region.overlay,
+        rtt_ms,
+    )
 
-    def add(kind: str, name: str, spec: dict[str, Any]) -> None:
-        documents.append({"kind": kind, "name": name, "spec": spec})
 
-    for region in REGIONS:
-        add("Region", region.name, _region_spec(region))
-    for edge in EDGES:
-        add("EdgeSite", edge.name, _edge_spec(edge))
-    for path in wan_paths():
-        spec = {
-            "source": path.source,
-            "target": path.target,
-            "rtt_ms": path.rtt_ms,
-            "address": path.listen,
-        }
-        add("Link", path.name, spec)
-    model = {"regions": region_names, "context_tokens": 2048, "default_output_tokens": 64}
-    add("Model", MODEL, model)
-    route = {"models": ["*"], "tenants": ["*"], "regions": region_names}
-    add("Route", "nearest", route)
-    for tenant in TENANTS:
-        spec = {"tier": tenant.tier, "api_keys": [key_hashes[tenant.name]]}
-        if tenant.residency is not None:
-            spec["residency"] = list(tenant.residency)
-        add("Tenant", tenant.name, spec)
-    add("Zone", ZONE, _zone_spec())
-    return documents
+def _link_spec(path: WanPath) -> dict[str, Any]:
+    return {
+        "source": path.source,
+        "target": path.target,
+        "rtt_ms": path.rtt_ms,
+        "address": path.listen,
+    }
+
+
+def _tenant_spec(tenant: TenantPlan, key_hash: str) -> dict[str, Any]:
+    spec: dict[str, Any] = {"tier": tenant.tier, "api_keys": [key_hash]}
+    if tenant.residency is not None:
+        spec["residency"] = list(tenant.residency)
+    if tenant.deadline_ms is not None:
+        spec["deadline_ms"] = tenant.deadline_ms
+    return spec
 
 
 def _place(city: City, jurisdiction: str) -> dict[str, Any]:
@@ -230,11 +263,11 @@ def _place(city: City, jurisdiction: str) -> dict[str, Any]:
     }
 
 
-def _region_spec(region: RegionSite) -> dict[str, Any]:
+def _region_spec(region: RegionSite, capacity_tokens_per_s: float) -> dict[str, Any]:
     place = _place(region.city, region.jurisdiction)
     return place | {
         "cores": [region.overlay],
-        "capacity_tokens_per_s": CAPACITY_TOKENS_PER_S,
+        "capacity_tokens_per_s": capacity_tokens_per_s,
         "endpoints": [region.http],
     }
 
