@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 from runtime.errors import TradewindError
 from runtime.identity import Principal
 from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
 from topology.routing import Decision
+
+ShelfFaultKind: TypeAlias = Literal["damaged", "full", "space", "resized", "busy", "other"]
 
 # The request.
 
@@ -109,3 +113,19 @@ class AttemptsExhausted(TradewindError):
         self.last = last
         self.tried = tried
         self.streaming = streaming
+
+
+# The disk.
+
+
+class ShelfFault(TradewindError):
+    """Answers on disk cannot be read or written now; nobody who is served notices.
+
+    `kind`: `damaged` (what is there must go), `full` (its file), `space` (the disk), `resized`
+    (another process has made it larger: open it again), `busy` (others have it, and it is
+    damaged), or `other`.
+    """
+
+    def __init__(self, kind: ShelfFaultKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind

@@ -8,6 +8,7 @@ import gc
 from random import Random
 
 from edge_node.agent import Agent, Standing
+from edge_node.cache.disk import DiskCache
 from edge_node.errors import WrongIdentity
 from edge_node.forward.path_samples import path_samples
 from edge_node.forward.tunnels import MakeTunnel, OnChange, Tunnels
@@ -61,6 +62,8 @@ class EdgeWorker:
             body_timeout_s=settings.body_timeout_ms / 1000,
             access_log=settings.log_level == "debug",
         )
+        self.disk = _disk_cache(settings, clock)
+        self.app.serving.disk = self.disk
         self.agent = Agent(
             settings, worker, identity, self.use, clock, rng, self.direct, self._stand
         )
@@ -89,6 +92,8 @@ class EdgeWorker:
         self.app.metrics.watch(self.agent.samples)
         self.app.metrics.watch(self.presence.samples)
         self.app.metrics.watch(self.reporter.samples)
+        if self.disk is not None:
+            self.app.metrics.watch(self.disk.samples)
         self.app.metrics.watch(lambda: path_samples(self.tunnels))
 
     def use(self, snapshot: Snapshot) -> None:
@@ -113,6 +118,8 @@ class EdgeWorker:
     async def start(self) -> None:
         """Take up the last good configuration, reach the regions, and only then listen."""
         self.identities.start()
+        if self.disk is not None:
+            self.disk.start()
         self.agent.start()
         self.presence.start()
         self.reporter.start()
@@ -130,7 +137,15 @@ class EdgeWorker:
         await self._listener.stopped(1.0)
         await self.tunnels.close()
         await self.agent.close()
+        if self.disk is not None:
+            await self.disk.close()
         await self.identities.close()
+
+
+def _disk_cache(settings: EdgeSettings, clock: Clock) -> DiskCache | None:
+    if not settings.disk_cache.enabled:
+        return None
+    return DiskCache(settings.disk_cache_dir, settings.disk_cache.max_bytes, clock)
 
 
 def _tunnel_maker(

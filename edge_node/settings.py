@@ -16,6 +16,17 @@ from topology.wire.ads_client import AdsSettings
 Milliseconds = Annotated[int, Meta(gt=0, le=3_600_000)]
 
 
+class DiskCacheSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Answers on disk, in `state_dir`/cache, for all workers of this edge together.
+
+    How much is kept says the policy (`cache.disk_max_bytes`); `max_bytes` bounds the file
+    whatever that says. Below 1 MiB there is none.
+    """
+
+    enabled: bool = True
+    max_bytes: Annotated[int, Meta(ge=0)] = 4 * 2**30
+
+
 class EdgeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One edge on one machine."""
 
@@ -32,8 +43,13 @@ class EdgeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     body_timeout_ms: Milliseconds = 10_000  # for a client to send its request
     shutdown_grace_ms: Milliseconds = 10_000  # for requests under way to finish
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    disk_cache: DiskCacheSettings = DiskCacheSettings()
     overlay: TunnelSettings = TunnelSettings()
     discovery: AdsSettings = AdsSettings()
+
+    @property
+    def disk_cache_dir(self) -> Path:
+        return self.state_dir / "cache"
 
     def node_id(self, worker: int) -> str:
         """How this worker is named to the control plane."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge_node.errors import AttemptError
-from edge_node.forward.blame import is_death
+from edge_node.forward.blame import fault_of, is_death
 from edge_node.forward.ways import Ways
 from topology.overlay.errors import OverlayProtocolError, PathDown
 from topology.routing import Candidate, Decision
@@ -54,9 +54,13 @@ class Detour:
         """What is not to be gone again after an attempt there ended so. `gave`: part of the
         answer came that way, so that it may be gone again once it lives again."""
         if isinstance(error, PathDown):
-            self.ways.doubt(candidate)
+            if not self.ways.lose_core(candidate, died=True):
+                self.ways.doubt(candidate)
             if gave:
                 self.ways.reopen(candidate)
+            return
+        if fault_of(error) and self.ways.lose_core(candidate, died=False):
+            self._failures += 1
             return
         if self.ways.close(candidate.region) and not is_death(error):
             self._failures += 1

@@ -180,6 +180,15 @@ class Outliers:
         self._step(name, member, now)
         return member.state
 
+    def failing(self, name: str, now: float) -> bool:
+        """Whether the last that is known of it is a failure, lately."""
+        member = self._troubled.get(name)
+        if member is None:
+            return False
+        self._step(name, member, now)
+        recent = self._now_s - member.failed_s <= self._policy.interval_s
+        return member.state in (State.HELD, State.TRIED) or bool(member.errors and recent)
+
     # Inside
 
     def _time(self, now: float) -> float:

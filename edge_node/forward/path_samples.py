@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edge_node.forward.path import Path
+from edge_node.forward.replicas import Replicas
 from edge_node.forward.tunnels import Tunnels
 from runtime.metrics import Sample
 
@@ -33,25 +34,31 @@ def path_samples(tunnels: Tunnels) -> Iterable[Sample]:
         yield Sample("tradewind_edge_path_changes_total", text, count, labels)
 
 
-def _of(path: Path) -> Iterable[Sample]:
-    tunnel = path.tunnel
-    if tunnel is None:
+def _of(path: Path | Replicas) -> Iterable[Sample]:
+    """Of several cores: sums, and the round trip to the nearest."""
+    estimate, tunnels = path.estimate, list(path.tunnels())
+    if estimate is None:
         return
     labels = {"region": path.region, "path": path.name}
-    status, estimate = tunnel.status, tunnel.estimate
+    all_of = [tunnel.status for tunnel in tunnels]
+    connected = float(sum(tunnel.connected for tunnel in tunnels))
     figures = (
-        ("connected", "Whether requests can take this way.", float(tunnel.connected)),
+        ("connected", "Cores that requests can be sent to this way.", connected),
         ("rtt_seconds", "Round-trip time of it.", (estimate.rtt_ms or 0.0) / 1000),
         ("jitter_seconds", "How much that varies.", (estimate.jitter_ms or 0.0) / 1000),
         ("loss_out_ratio", "Share of what we send that is lost.", estimate.loss_out or 0.0),
         ("loss_back_ratio", "Share of what is sent to us that is lost.", estimate.loss_back or 0.0),
-        ("exchanges", "Open exchanges.", status.open_exchanges),
-        ("exchanges_total", "Exchanges begun.", status.exchanges),
-        ("dials_total", "Attempts to connect.", status.connects),
-        ("connects_total", "Those that succeeded.", status.connected),
-        ("cuts_total", "Working paths that died.", status.path_downs),
-        ("revived_total", "Times that a silent one answered again.", status.revived),
-        ("refused_total", "Exchanges beyond its limit.", status.refused_locally),
+        ("exchanges", "Open exchanges.", sum(s.open_exchanges for s in all_of)),
+        ("exchanges_total", "Exchanges begun.", sum(s.exchanges for s in all_of)),
+        ("dials_total", "Attempts to connect.", sum(s.connects for s in all_of)),
+        ("connects_total", "Those that succeeded.", sum(s.connected for s in all_of)),
+        ("cuts_total", "Working paths that died.", sum(s.path_downs for s in all_of)),
+        (
+            "revived_total",
+            "Times that a silent one answered again.",
+            sum(s.revived for s in all_of),
+        ),
+        ("refused_total", "Exchanges beyond its limit.", sum(s.refused_locally for s in all_of)),
     )
     for name, text, value in figures:
         yield Sample(_TUNNEL + name, text, value, labels)

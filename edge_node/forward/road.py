@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from msgspec.structs import replace
 
 from edge_node.forward.path import Path
+from edge_node.forward.replicas import Replicas
 from edge_node.forward.standby import Standby
 from topology.overlay.errors import PathDown
 from topology.overlay.monitor import Estimate
@@ -23,10 +24,10 @@ QUEUE_HALF_LIFE_S = 10.0  # of what it said last, while it says nothing
 class Road:
     """`paths` by relay, the direct one first, under "". `found` is what was chosen last."""
 
-    def __init__(self, region: str, direct: Path) -> None:
+    def __init__(self, region: str, direct: Replicas) -> None:
         self.region = region
         self.direct = direct
-        self.paths: dict[str, Path] = {"": direct}
+        self.paths: dict[str, Path | Replicas] = {"": direct}
         self.standby = Standby()
         self.found = RegionPaths((), {})
         self.stalled = ""  # why it does not serve, as it says itself; empty: it does, or is dead
@@ -47,8 +48,7 @@ class Road:
 
     def tunnels(self) -> Iterator[Tunnel]:
         for path in self.paths.values():
-            if path.tunnel is not None:
-                yield path.tunnel
+            yield from path.tunnels()
 
     def drop(self, relay: str) -> None:
         """A way is kept no more; what runs on it may end."""
@@ -66,7 +66,7 @@ class Road:
         That a region does not serve, though it answers probes, says nothing about a way, where
         all of them end at one core; where it has several, another one may do better.
         """
-        found = {relay: p.tunnel.estimate for relay, p in self.paths.items() if p.tunnel}
+        found = {relay: e for relay, p in self.paths.items() if (e := p.estimate) is not None}
         stalled = [estimate for estimate in found.values() if estimate.state == "stalled"]
         others = any(estimate.state in UP for estimate in found.values())
         self.stalled = ""
@@ -95,10 +95,13 @@ def _alive(estimate: Estimate) -> Estimate:
 
 def report(road: Road, view: PathView, epoch_s: float) -> PathReport:
     """What a heartbeat tells of one way; `epoch_s` is the Unix time when the clock was at 0."""
-    tunnel = road.paths[view.relay].tunnel
-    if tunnel is None:
+    path = road.paths[view.relay]
+    estimate = path.estimate
+    if estimate is None:
         return PathReport(road.region, view.relay, up=False, state="waiting")
-    estimate = tunnel.estimate
+    why = road.found.why.get(view.relay, "")
+    if path is road.direct:
+        why = "; ".join(part for part in (why, _cores(road.direct)) if part)
     return PathReport(
         region=road.region,
         relay=view.relay,
@@ -111,9 +114,18 @@ def report(road: Road, view: PathView, epoch_s: float) -> PathReport:
         loss_out=estimate.loss_out,
         loss_back=estimate.loss_back,
         since_s=estimate.since_s + epoch_s,
-        why=road.found.why.get(view.relay, ""),
-        exchanges=tunnel.status.open_exchanges,
+        why=why,
+        exchanges=path.open_exchanges,
     )
+
+
+def _cores(direct: Replicas) -> str:
+    """What is to be said of a region's cores, where not all of them are asked."""
+    if not direct.several:
+        return ""
+    said = [f"{direct.live} of {direct.kept} cores"] if direct.live < direct.kept else []
+    alone = direct.left_alone()
+    return "; ".join(said + [f"{core} is left alone ({why})" for core, why in alone.items()])
 
 
 class Through:

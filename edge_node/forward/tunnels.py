@@ -1,15 +1,15 @@
 """Every way from one edge worker to every region, kept connected: direct, and through relays.
 
 Where a region is reached directly: at the address of the link from this edge to it, when that
-names one, else at one of the region's cores. Workers begin with different cores, and a tunnel that
-cannot connect gives way to the region's next one. A new address is connected to before the old
-one is let go, and a tunnel that is let go stays open until its exchanges have ended.
+names one, else at up to four of the region's cores at once (`edge_node.forward.replicas`). A new
+address is connected to before the old one is let go, and a tunnel that is let go stays open until
+its exchanges have ended.
 
-Beside it stands one tunnel through each relay that is worth it (`topology.relays`), bound through
+Beside them stands one tunnel through each relay that is worth it (`topology.relays`), bound through
 the direct tunnel to that relay and following it. All are connected at all times, so that to go
-another way costs no handshake. Of R regions with P relays each there are R * (1 + P) ways, one
-more of a region whose relay is being exchanged, and for each a tunnel that is to replace it at
-most; those that were let go are bounded in number and time.
+another way costs no handshake. Of R regions with C cores (four at most count) and P relays each
+there are R * (C + P) tunnels, one more of a region whose relay is being exchanged, and for each a
+tunnel that is to replace it at most; those that were let go are bounded in number and time.
 
 Which way is taken is settled in `topology.paths`, and who takes it in `topology.routing`.
 """
@@ -21,9 +21,12 @@ from collections.abc import Callable, Iterable, Iterator
 from random import Random
 from typing import Protocol, TypeAlias
 
+from msgspec.structs import replace
+
 from edge_node.forward.outliers import Outliers
-from edge_node.forward.path import Path
+from edge_node.forward.path import Connect, Path
 from edge_node.forward.path_log import PathLog, kind_of
+from edge_node.forward.replicas import Replicas
 from edge_node.forward.retired import Retired
 from edge_node.forward.road import Road, Through, report
 from edge_node.forward.upstream import Exchange
@@ -35,6 +38,7 @@ from topology.overlay.frames import Request
 from topology.overlay.tunnel import Tunnel, TunnelStatus
 from topology.overlay.via import Via
 from topology.paths import Choice, name_of
+from topology.policy import OutlierPolicy
 from topology.relays import candidates
 from topology.resources import Key
 from topology.routing import RegionView, Views
@@ -111,6 +115,9 @@ class Tunnels:
             raise PathDown(region, f"this edge has no way to it {_as(relay)}")
         if self._outliers and self._outliers.asked(region, self._clock.now()):
             self._views_until = 0.0  # until it is seen what becomes of this one, others are asked
+        if path.several:
+            assert isinstance(path, Replicas)  # no other has several
+            return path.open(request, body)
         return path.tunnel.open(request, body)
 
     def distrust(self, region: str, why: str) -> None:
@@ -118,8 +125,11 @@ class Tunnels:
             self._left_alone(region, why)
 
     def fault(self, region: str, why: str, request_id: str) -> None:
-        if not self._snapshot.policy.overload.protect:
+        road = self._roads.get(region)
+        if road is None or not self._snapshot.policy.overload.protect:
             return
+        if road.direct.several and not road.direct.fault(request_id, why):
+            return  # it is one core's, and others serve
         if self._outliers.failed(region, why, self._clock.now()):
             self._left_alone(region, why)
 
@@ -151,10 +161,11 @@ class Tunnels:
             addresses = addresses_of(snapshot, self._edge, region)
             road = self._roads.get(region)
             if road is None:
-                road = self._roads[region] = Road(region, self._path(region, ""))
+                road = self._roads[region] = Road(region, self._direct(region))
                 road.direct.start(addresses, self._worker)
             else:
                 road.direct.readdress(addresses)
+            road.direct.follow(_of_cores(snapshot))
             road.cores = len(snapshot.regions[region].cores)
         for region in [name for name in self._roads if name not in snapshot.regions]:
             self._roads.pop(region).end()
@@ -173,7 +184,7 @@ class Tunnels:
     def roads(self) -> Iterator[Road]:
         yield from self._roads.values()
 
-    def paths(self) -> Iterator[Path]:
+    def paths(self) -> Iterator[Path | Replicas]:
         """Every way there is, by region, the direct one first."""
         for road in self._roads.values():
             yield from road.paths.values()
@@ -202,6 +213,7 @@ class Tunnels:
         views = {}
         alone = self._outliers.left_alone(now) if self._outliers else {}
         for region, road in self._roads.items():
+            road.direct.look()
             estimates = road.estimates()
             found = self._choice.advance(region, estimates, road.queue_ms(now), now, wall_s)
             road.found = found
@@ -210,7 +222,10 @@ class Tunnels:
                 self.log.take(found.changed, kind_of(found.changed, by_name.get))
             reachable = found.first is not None and not (road.stalled or region in alone)
             part = self._outliers.part(region, now)
-            views[region] = RegionView(reachable, found.rtt_ms, found.views, found.queue_ms, part)
+            cores = max(1, road.direct.live)
+            views[region] = RegionView(
+                reachable, found.rtt_ms, found.views, found.queue_ms, part, cores
+            )
         if views != self._views:
             self._views = views
         self._views_until = now + VIEWS_FRESH_S
@@ -243,25 +258,36 @@ class Tunnels:
     # Ways come and go
 
     def _path(self, region: str, relay: str) -> Path:
-        via = Through(relay, self._roads) if relay else None
+        return Path(
+            region,
+            relay,
+            self._connect(region, Through(relay, self._roads)),
+            self._retired.take,
+            self._changed,
+        )
 
+    def _direct(self, region: str) -> Replicas:
+        connect, now = self._connect(region, None), self._clock.now
+        return Replicas(region, connect, self._retired.take, self._changed, self._rng, now)
+
+    def _connect(self, region: str, via: Via | None) -> Connect:
         def connect(address: str, on_change: OnChange) -> Tunnel:
             return self._make(region, address, on_change, via=via, turn=self._worker)
 
-        return Path(region, relay, connect, self._retired.take, self._changed)
+        return connect
 
-    def _changed(self, path: Path) -> None:
+    def _changed(self, path: Path | Replicas) -> None:
         """A tunnel connected, failed, fell silent or closed."""
         self._announce()
         if self._closed or not path.connected:
             return
-        if path.relay:
+        if not isinstance(path, Replicas):
             if self._is_crowded(path.region):
                 self._review_in(0.0, (path.region,))
             return
         for other in self.paths():
-            if other.relay == path.region:
-                other.readdress((path.reached,))
+            if isinstance(other, Path) and other.relay == path.region:
+                other.readdress(path.reached)
         if not self._settled and self._all_connected():
             self._review_in(0.0)
 
@@ -302,7 +328,7 @@ class Tunnels:
         for relay in wanted:
             if relay not in held:
                 path = road.paths[relay] = self._path(road.region, relay)
-                path.start((self._roads[relay].direct.reached,))
+                path.start(self._roads[relay].direct.reached)
         if held.keys() != set(wanted):
             self._announce()
 
@@ -326,6 +352,12 @@ def _relays_differ(one: Snapshot, other: Snapshot) -> bool:
         or one.regions != other.regions
         or one.links != other.links
     )
+
+
+def _of_cores(snapshot: Snapshot) -> OutlierPolicy:
+    """When a core is left alone: never, where nothing protects anybody."""
+    policy = snapshot.policy
+    return policy.outliers if policy.overload.protect else replace(policy.outliers, panic_share=0)
 
 
 def _as(relay: str) -> str:

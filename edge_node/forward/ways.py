@@ -1,7 +1,9 @@
 """The ways that one request went, and which it may go next. Pure.
 
 A way is a region and the relay through which it is reached, "" where straight. No way is gone
-twice unless it gave part of the answer, and no region asked again that failed, refused or stalled.
+twice unless it gave part of the answer, and no region asked again that failed, refused or stalled;
+but where several cores of a region are reached, each of them counts as a way, and it is one core
+that died or failed: the region is as good as before, until a second one of it does.
 Where a way died under the request, the region at its end and the relay in its middle are in doubt:
 either may be what died. What is not in doubt comes first, unless it is so far that trying a
 doubtful way is still quicker.
@@ -26,7 +28,7 @@ _NOTHING: frozenset[str] = frozenset()
 class Ways:
     """Of one request."""
 
-    __slots__ = ("_closed", "_doubted", "_gone", "_left", "count", "names")
+    __slots__ = ("_closed", "_doubted", "_gone", "_left", "_lost", "count", "names")
 
     def __init__(self) -> None:
         self.names: list[str] = []  # for people, in order
@@ -35,6 +37,7 @@ class Ways:
         self._gone: list[tuple[str, str]] = []
         self._closed = _NOTHING
         self._doubted = _NOTHING
+        self._lost: tuple[str, ...] = ()  # the regions of cores that died or failed
 
     def go(self, candidate: Candidate) -> None:
         """The request goes that way now."""
@@ -52,6 +55,18 @@ class Ways:
     def doubt(self, candidate: Candidate) -> None:
         """That way died."""
         self._doubted |= {candidate.region, candidate.relay} - {""}
+
+    def lose_core(self, candidate: Candidate, *, died: bool) -> bool:
+        """One core died under the request, or failed it. Whether another of the region may be
+        asked; those that died are not among `cores` any more when the way is chosen anew."""
+        self._lost += (candidate.region,)
+        lost = self._lost.count(candidate.region)
+        if candidate.relay or candidate.cores < 2 or (not died and lost >= candidate.cores):
+            return False
+        if lost > 1:
+            self._doubted |= {candidate.region}
+        self._gone = [way for way in self._gone if way != (candidate.region, "")]
+        return True
 
     def reopen(self, candidate: Candidate) -> None:
         """That way gave part of the answer, or was left in peace: it may be gone again."""

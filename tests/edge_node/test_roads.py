@@ -314,20 +314,25 @@ async def test_where_there_are_several_cores_a_stall_is_of_one_of_them(world: Ro
     several = region("dubai", "AE")
     several["spec"]["cores"] = ["10.0.0.1:1", "10.0.0.2:1"]
     await begun(world, relayed(several))
-    first = world.of("dubai")[0]
+    first, second = world.of("dubai")
+    assert (second.address, second.turn) == ("10.0.0.2:1", 0)
+    first.rtt_ms = 123.0
+    first.become("up")
     first.become("stalled")
     assert world.reachable("dubai")
+    assert world.order("dubai")[0] == ""
+    world.send("dubai")
+    assert (first.requests, second.requests) == (0, 1)
+    second.become("stalled")
+    assert world.reachable("dubai")
     assert world.order("dubai")[0] == "frankfurt"
-    second = world.of("dubai")[1]
-    assert (second.address, second.turn) == ("10.0.0.2:1", 0)
     for relay in ("frankfurt", "singapore"):
         world.via("dubai", relay).become("stalled")
     assert not world.reachable("dubai")
-    second.rtt_ms = 123.0
     second.become("up")
     assert world.reachable("dubai")
     world.send("dubai")
-    assert (first.requests, second.requests) == (0, 1)
+    assert (first.requests, second.requests) == (0, 2)
 
 
 # Queues

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from edge_node.forward import retired
-from edge_node.forward.path import MOVE_MAX_S
 from edge_node.forward.tunnels import addresses_of
-from tests.edge_node.roads import Roads, until
+from tests.edge_node.roads import Roads
 from tests.edge_node.worlds import snapshot
 from tests.topology.worlds import document, region
 from topology.overlay.errors import PathDown
@@ -143,90 +142,6 @@ async def test_a_region_that_is_removed_is_let_go_when_it_is_done(world: Roads) 
     gone.open_exchanges = 0
     await asyncio.sleep(0.1)
     assert gone.state == "closed"
-
-
-async def test_a_core_that_does_not_answer_gives_way_to_the_next(world: Roads) -> None:
-    world.tunnels.use(snapshot(addressed("frankfurt", "10.0.0.1:1", "10.0.0.2:1")))
-    (first,) = world.of("frankfurt")
-    assert first.address == "10.0.0.1:1"
-    first.become("waiting")
-    second = world.of("frankfurt")[1]
-    assert second.address == "10.0.0.2:1"
-    second.become("waiting")
-    await until(lambda: len(world.of("frankfurt")) == 3)
-    third = world.of("frankfurt")[2]
-    assert third.address == "10.0.0.1:1"
-    third.become("up")
-    world.send("frankfurt")
-    assert third.requests == 1
-    await asyncio.sleep(0.1)
-    assert [t.state for t in world.of("frankfurt")] == ["closed", "closed", "up"]
-
-
-async def test_a_tunnel_that_was_let_go_moves_nobody(world: Roads) -> None:
-    cores = ("10.0.0.1:1", "10.0.0.2:1")
-    world.tunnels.use(snapshot(addressed("frankfurt", *cores)))
-    (old,) = world.of("frankfurt")
-    old.become("up")
-    old.open_exchanges = 1
-    world.tunnels.use(snapshot(addressed("frankfurt", *cores[::-1])))
-    world.of("frankfurt")[1].become("up")
-    world.tunnels.use(snapshot(addressed("frankfurt", *cores)))
-    world.of("frankfurt")[2].become("up")
-    assert not old.closed
-    old.become("waiting")  # it has the address that is in use now
-    await asyncio.sleep(0.02)
-    assert len(world.of("frankfurt")) == 3
-    assert world.reachable("frankfurt")
-
-
-async def test_cores_that_refuse_at_once_are_not_tried_in_a_circle_without_a_pause(
-    world: Roads,
-) -> None:
-    world.tunnels.use(snapshot(addressed("frankfurt", "10.0.0.1:1", "10.0.0.2:1")))
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    while (lasted := loop.time() - began) < 1.0:
-        world.of("frankfurt")[-1].become("waiting")
-        await asyncio.sleep(0.005)
-    # 0, 0.1, 0.3, 0.7 and 1.5 seconds after the first.
-    assert 3 <= len(world.of("frankfurt")) <= 2 + 4 + lasted / MOVE_MAX_S
-
-
-async def test_the_pause_before_another_core_ends_when_the_old_one_comes_back(
-    world: Roads,
-) -> None:
-    world.tunnels.use(snapshot(addressed("frankfurt", "10.0.0.1:1", "10.0.0.2:1")))
-    (first,) = world.of("frankfurt")
-    first.become("waiting")
-    second = world.of("frankfurt")[1]
-    second.become("up")
-    second.become("silent")
-    second.become("up")
-    await asyncio.sleep(0.2)
-    assert len(world.of("frankfurt")) == 2
-
-
-async def test_the_old_core_may_come_back_first(world: Roads) -> None:
-    world.tunnels.use(snapshot(addressed("frankfurt", "10.0.0.1:1", "10.0.0.2:1")))
-    (first,) = world.of("frankfurt")
-    first.become("up")
-    first.become("waiting")
-    first.become("up")
-    assert world.tunnels.views()["frankfurt"].reachable
-    world.send("frankfurt")
-    assert first.requests == 1
-
-
-async def test_workers_begin_with_different_cores(world: Roads) -> None:
-    cores = addressed("frankfurt", "10.0.0.1:1", "10.0.0.2:1")
-    addresses = set()
-    for worker in range(2):
-        other = Roads(worker)
-        other.tunnels.use(snapshot(cores))
-        addresses.add(other.of("frankfurt")[0].address)
-        await other.tunnels.close()
-    assert addresses == {"10.0.0.1:1", "10.0.0.2:1"}
 
 
 async def test_round_trip_times_are_read_anew_after_a_while(world: Roads) -> None:

@@ -159,6 +159,11 @@ class Tunnel:
         return self._state == "connected"
 
     @property
+    def open_exchanges(self) -> int:
+        """How many are open now."""
+        return len(self._connection.exchanges) if self._connection is not None else 0
+
+    @property
     def estimate(self) -> Estimate:
         """What is known of the path now."""
         connection = self._connection
@@ -193,7 +198,7 @@ class Tunnel:
             since_s=self._since,
             rtt_ms=self.rtt_ms,
             reason=self._reason,
-            open_exchanges=len(self._connection.exchanges) if self._connection else 0,
+            open_exchanges=self.open_exchanges,
             connects=self._connects,
             connected=self._connected,
             exchanges=self._exchanges,
