@@ -18,7 +18,8 @@ class Job(Struct, frozen=True, kw_only=True):
 
     `resume` holds the tokens of the answer that the client already has: the answer goes on
     behind them, as if it had never been interrupted. With no seed in the request, one is made
-    from `request_id`, so a retry under the same id draws the same tokens.
+    from `request_id`, so a retry under the same id draws the same tokens. `weight` is the tenant's,
+    and `cursor` its place when not all are admitted (`topology.cursor`).
     """
 
     request: ChatRequest
@@ -27,6 +28,8 @@ class Job(Struct, frozen=True, kw_only=True):
     tenant: str = ""
     urgency: int = 3  # RFC 9218: 0 is the most urgent, 7 the least
     resume: tuple[int, ...] = ()
+    weight: float = 1.0
+    cursor: int = 0
 
 
 class Failed(Struct, frozen=True):
@@ -34,7 +37,8 @@ class Failed(Struct, frozen=True):
 
     `code` is the overlay's, `status` the HTTP status that fits, `param` the field at fault,
     and `reason` OpenAI's `error.code` where it says more than `code`. `cause` is for our own
-    metrics, `retry_after_ms` when to try again, if anybody knows.
+    metrics, `retry_after_ms` when to try again, if anybody knows, and `queue_ms` how long it would
+    have waited.
     """
 
     code: ErrorCode
@@ -45,6 +49,7 @@ class Failed(Struct, frozen=True):
     reason: str | None = None
     retry_after_ms: int | None = None
     cause: str | None = None
+    queue_ms: float | None = None
 
     @classmethod
     def of(cls, refused: Refused) -> Failed:
@@ -96,12 +101,33 @@ class Ticket(Protocol):
 # Refusals, each worded once.
 
 
-def overloaded(waiting: int, retry_after_ms: int, cause: str = "full") -> Failed:
+def overloaded(waiting: int, retry_after_ms: int, queue_ms: float, cause: str = "full") -> Failed:
     message = f"The region is full: {waiting} requests wait already."
-    return Failed("overloaded", message, 503, True, retry_after_ms=retry_after_ms, cause=cause)
+    return Failed(
+        "overloaded",
+        message,
+        503,
+        True,
+        retry_after_ms=retry_after_ms,
+        cause=cause,
+        queue_ms=queue_ms,
+    )
 
 
-def foreseen(refusal: Refusal, retry_after_ms: int) -> Failed:
+def above_level(retry_after_ms: int, queue_ms: float) -> Failed:
+    """More urgent requests, or those of other users in this window, are all that fits."""
+    return Failed(
+        "overloaded",
+        "The region is full: more is asked of it than it can answer.",
+        503,
+        True,
+        retry_after_ms=retry_after_ms,
+        cause="level",
+        queue_ms=queue_ms,
+    )
+
+
+def foreseen(refusal: Refusal, retry_after_ms: int, queue_ms: float) -> Failed:
     """The forecast says that it cannot be in time."""
     return Failed(
         "overloaded",
@@ -110,6 +136,7 @@ def foreseen(refusal: Refusal, retry_after_ms: int) -> Failed:
         refusal.retryable,
         retry_after_ms=retry_after_ms if refusal.retryable else None,
         cause=refusal.reason,
+        queue_ms=queue_ms,
     )
 
 

@@ -19,7 +19,7 @@ from region_core.ingress.http import HttpApp
 from region_core.ingress.listener import Listener
 from region_core.ingress.overlay import OverlayIngress
 from region_core.prepare import Offer
-from region_core.report import forecast_samples, samples
+from region_core.report import forecast_samples, overload_samples, samples
 from region_core.scheduling.batcher import Limits
 from region_core.service import CoreService
 from region_core.settings import CoreSettings
@@ -53,7 +53,16 @@ class Core:
         self._clock = clock
         self.metrics = Metrics()
         limits, offer = limits_of(settings), offer_of(settings, engine)
-        self.service = CoreService(engine, offer, limits, clock, rng)
+        scheduling = settings.scheduling
+        self.service = CoreService(
+            engine,
+            offer,
+            limits,
+            clock,
+            rng,
+            queue_target_s=scheduling.queue_target_ms / 1000,
+            protect=scheduling.protect,
+        )
         self.ingress = OverlayIngress(self.service, settings.region, clock)
         self.overlay: OverlayServer | None = None
         self.http: Listener | None = None
@@ -131,6 +140,7 @@ class Core:
         spec = snapshot.models.get(self._settings.model)
         own = offer_of(self._settings, self.service.engine)
         self.service.offer = own if spec is None else narrowed(own, spec)
+        self.service.aim(snapshot.policy.overload.queue_target_ms / 1000)
         if spec is None or self._settings.region not in spec.regions:
             log.warning(
                 "the configuration does not send this model here",
@@ -147,6 +157,7 @@ class Core:
         service = self.service
         yield from samples(service.report(), service.counters, service.steps)
         yield from forecast_samples(service.forecast, service.waiting_by_urgency)
+        yield from overload_samples(service.level, service.preemptions)
         said = self.service.engine.description
         labels = {"engine": said.engine, "device": said.device, "dtype": said.dtype}
         yield Sample("tradewind_core_engine", "What runs here.", 1, labels)
@@ -189,6 +200,7 @@ def limits_of(settings: CoreSettings) -> Limits:
         step_tokens=max(asked.step_tokens, asked.slots + asked.chunk_tokens),
         chunk_tokens=asked.chunk_tokens,
         waiting=asked.waiting,
+        preemptions=asked.preemptions,
     )
 
 

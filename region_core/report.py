@@ -13,6 +13,7 @@ from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 
 from region_core.scheduling.forecast import Forecast
 from runtime.metrics import Sample
+from topology.cursor import ALL_ADMITTED
 
 
 class LoadReport(Struct, frozen=True):
@@ -62,7 +63,7 @@ class Counters:
 
     __slots__ = (
         "accepted", "cancelled", "completion_tokens", "failed", "finished", "overloads",
-        "prompt_tokens", "sink_errors",
+        "prompt_tokens", "shed", "sink_errors",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -71,6 +72,7 @@ class Counters:
         self.finished: dict[str, int] = {"stop": 0, "length": 0}
         self.failed: dict[str, int] = {}
         self.overloads: dict[str, int] = {}  # failed for want of room or time, by cause
+        self.shed: dict[str, int] = {}  # refused by level, by tier
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.sink_errors = 0
@@ -106,6 +108,8 @@ def samples(report: LoadReport, counters: Counters, steps: StepFigures) -> Itera
         yield Sample(gauge + "failed_total", "Requests that failed.", count, {"code": code})
     for cause, count in counters.overloads.items():
         yield Sample(gauge + "refused_total", "For want of room or time.", count, {"cause": cause})
+    for tier, count in counters.shed.items():
+        yield Sample(gauge + "shed_total", "Refused by level.", count, {"tier": tier})
     yield Sample(gauge + "prompt_tokens_total", "Of requests taken on.", counters.prompt_tokens)
     yield Sample(gauge + "completion_tokens_total", "Given out.", counters.completion_tokens)
     yield Sample(gauge + "sink_errors_total", "Ingress errors.", counters.sink_errors)
@@ -148,3 +152,12 @@ def forecast_samples(forecast: Forecast, waiting: Sequence[int]) -> Iterable[Sam
     yield Sample(
         gauge + "input_token_s", "What a token of input should add to a step.", steps.token_s
     )
+
+
+def overload_samples(level: int, preemptions: int) -> Iterable[Sample]:
+    """Whom the core takes on, and who had to wait for others."""
+    gauge = "tradewind_core_"
+    text = f"Requests whose cursor is below it are admitted; {ALL_ADMITTED} is all."
+    yield Sample(gauge + "level", text, level)
+    text = "Sequences that gave up their slot to a VIP."
+    yield Sample(gauge + "preemptions_total", text, preemptions)

@@ -20,7 +20,7 @@ from region_core.job import Failed, engine_fault, given_up, too_late
 from region_core.prepare import Prepared
 from region_core.report import StepFigures
 from region_core.scheduling.admission import Refusal
-from region_core.scheduling.batcher import Batcher, Limits, Plan
+from region_core.scheduling.batcher import Admitted, Batcher, Limits, Plan
 from region_core.scheduling.forecast import Ask, Estimate, Forecast
 from region_core.stall import StallWatch
 from runtime import logs
@@ -52,9 +52,12 @@ Event = Progress | Lost
 
 
 class _Active(Struct):
+    """One that has had a slot. `made`: its answer's tokens, those that its client had included."""
+
     id: int
-    slot: int
+    prepared: Prepared
     answer: Answer
+    made: list[int]
 
 
 class Runner:
@@ -69,7 +72,7 @@ class Runner:
         self._deliver = deliver
         self._batcher = Batcher(limits)
         self._changed = threading.Condition()
-        self._arrivals: dict[int, Prepared] = {}
+        self._arrivals: dict[int, Prepared | _Active] = {}  # they wait
         self._closing = False
         self._active: dict[int, _Active] = {}  # by slot; the thread's own
         self._faults_in_a_row = 0
@@ -107,6 +110,19 @@ class Runner:
     @property
     def waiting_by_urgency(self) -> tuple[int, ...]:
         return self._batcher.queue.waiting()
+
+    @property
+    def unused(self) -> int:
+        """Slots that nobody runs in; a look without the lock."""
+        return self._batcher.unused
+
+    @property
+    def preemptions(self) -> int:
+        return self._batcher.preemptions
+
+    def places_per_s(self) -> float:
+        """How many slots are left in a second while all are in use; 0 while that is unknown."""
+        return self._batcher.places_per_s()
 
     def has_room(self, urgency: int, tenant: str) -> bool:
         """Whether `submit` would take a request; a look without the lock, so only a hint."""
@@ -164,33 +180,41 @@ class Runner:
                 self._deliver(events)
         self._engine.close()
 
-    def _next(self) -> tuple[Plan, dict[int, Prepared]] | None:
+    def _next(self) -> tuple[Plan, dict[int, Prepared | _Active]] | None:
         with self._changed:
             while not self._closing and self._batcher.idle:
                 self._changed.wait()
             if self._closing:
                 return None
             plan = self._batcher.plan(self._clock.now())
+            for one in plan.preempted:
+                self._arrivals[one.id] = self._active.pop(one.slot)
             arrived = {a.id: self._arrivals.pop(a.id) for a in plan.admitted}
             for entry_id in (*plan.expired, *plan.given_up):
                 self._arrivals.pop(entry_id, None)
             return plan, arrived
 
-    def _execute(self, plan: Plan, arrived: dict[int, Prepared]) -> list[Event]:
+    def _execute(self, plan: Plan, arrived: dict[int, Prepared | _Active]) -> list[Event]:
         events: list[Event] = [Lost(entry_id, too_late()) for entry_id in plan.expired]
         events += [Lost(entry_id, given_up()) for entry_id in plan.given_up]
         for slot in plan.released:
             self._engine.release(slot)
             self._active.pop(slot, None)
         for admitted in plan.admitted:
-            prepared = arrived[admitted.id]
-            begin = Begin(admitted.slot, prepared.prompt, prepared.answer, prepared.sampling)
-            self._engine.begin(begin)
-            answer = Answer(prepared, self._engine.tokenizer)
-            self._active[admitted.slot] = _Active(admitted.id, admitted.slot, answer)
+            self._begin(admitted, arrived[admitted.id])
         if not plan.step.empty:
             events += self._step(plan)
         return events
+
+    def _begin(self, admitted: Admitted, arrived: Prepared | _Active) -> None:
+        """For the first time, or again with what it has made as input: its `Answer` knows what
+        was handed out."""
+        if isinstance(arrived, Prepared):
+            answer = Answer(arrived, self._engine.tokenizer)
+            arrived = _Active(admitted.id, arrived, answer, list(arrived.answer))
+        prepared, made = arrived.prepared, tuple(arrived.made)
+        self._engine.begin(Begin(admitted.slot, prepared.prompt, made, prepared.sampling))
+        self._active[admitted.slot] = arrived
 
     def _step(self, plan: Plan) -> list[Event]:
         started = self._clock.now()
@@ -213,6 +237,7 @@ class Runner:
         finished = []
         for slot, token in tokens.items():
             active = self._active[slot]
+            active.made.append(token)
             piece = active.answer.take(token)
             answer = active.answer
             events.append(

@@ -7,20 +7,34 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from math import ceil
 from random import Random
 
-from region_core.engine.base import Engine
+from msgspec.structs import replace
+
+from region_core.engine.base import Engine, FinishReason
 from region_core.engine.sim import SimEngine
 from region_core.errors import Refused
 from region_core.instant import answer_at_once
-from region_core.job import Failed, Job, Sink, Ticket, draining, foreseen, overloaded, too_late
+from region_core.job import (
+    Failed,
+    Job,
+    Sink,
+    Ticket,
+    above_level,
+    draining,
+    foreseen,
+    overloaded,
+    too_late,
+)
 from region_core.prepare import Offer, Prepared, prepare
 from region_core.rate import Rate
 from region_core.report import Counters, LoadReport, StepFigures
 from region_core.runner import Event, Progress, Runner
 from region_core.scheduling.admission import Refusal, retry_after_s
 from region_core.scheduling.batcher import Limits
-from region_core.scheduling.forecast import Ask, Forecast
+from region_core.scheduling.forecast import Ask, Estimate, Forecast
+from region_core.scheduling.level import Level, Moment
 from runtime import logs
 from runtime.clock import Clock
+from topology.cursor import ALL_ADMITTED, tier_of
 from topology.fair_queue import QueueFull
 
 log = logs.get("service")
@@ -45,6 +59,26 @@ class _Ticket:
             self._service.cancelled(self)
 
 
+class _Nobody:
+    """Where the answer goes that is made for a client that left: `protect` is off."""
+
+    def accepted(self, queue_ms: float, load: float) -> None: ...
+
+    def tokens(self, position: int, ids: tuple[int, ...], text: str) -> None: ...
+
+    def end(
+        self, finish_reason: FinishReason, prompt_tokens: int, completion_tokens: int
+    ) -> None: ...
+
+    def failed(self, failed: Failed) -> None: ...
+
+
+_NOBODY = _Nobody()
+_NEVER_S = 1e15  # a deadline that never comes
+_ANY = 3  # the urgency of all, where nobody is protected
+_AT_ONCE = Estimate(0.0, 0.0, 0.0, 0.0, 0.0)
+
+
 class _Over:
     """The ticket of a request that was over before `submit` returned."""
 
@@ -56,7 +90,12 @@ _OVER = _Over()
 
 
 class CoreService:
-    """Joins queue, batcher and engine. Use within one event loop: `start`, `submit`, `drain`."""
+    """Joins queue, batcher and engine. Use within one event loop: `start`, `submit`, `drain`.
+
+    `queue_target_s`: how long requests may wait before some are refused by level; None: as long as
+    they like. `protect` False: one queue in the order of arrival, whoever asks, however late it is,
+    and work for clients that left is done to its end: for comparison alone.
+    """
 
     def __init__(
         self,
@@ -65,7 +104,13 @@ class CoreService:
         limits: Limits,
         clock: Clock,
         rng: Random | None = None,
+        *,
+        queue_target_s: float | None = None,
+        protect: bool = True,
     ) -> None:
+        if not protect:
+            limits = replace(limits, preemptions=0)
+            log.warning("this core protects nobody: `scheduling.protect` is off")
         self.engine = engine
         self.offer = offer
         self.counters = Counters()
@@ -75,6 +120,10 @@ class CoreService:
         self._loop = asyncio.get_running_loop()
         self._instant = engine if isinstance(engine, SimEngine) and engine.instant else None
         self._runner = Runner(engine, limits, clock, self._from_engine)
+        self._protect = protect
+        self._level: Level | None = None
+        if protect and queue_target_s is not None:
+            self._level = Level(queue_target_s, limits.slots, limits.waiting, clock.now())
         self._tickets: dict[int, _Ticket] = {}
         self._last_id = 0
         self._draining = False
@@ -115,6 +164,20 @@ class CoreService:
         return self._runner.forecast
 
     @property
+    def level(self) -> int:
+        """Requests whose cursor is below it are admitted (`topology.cursor`)."""
+        return ALL_ADMITTED if self._level is None else self._set(self._level)
+
+    def aim(self, queue_target_s: float) -> None:
+        """How long requests may wait, where the level is in use."""
+        if self._level is not None:
+            self._level.aim(queue_target_s)
+
+    @property
+    def preemptions(self) -> int:
+        return self._runner.preemptions
+
+    @property
     def waiting_by_urgency(self) -> tuple[int, ...]:
         return self._runner.waiting_by_urgency
 
@@ -143,7 +206,7 @@ class CoreService:
                 answer_at_once(self._instant, self.offer, job, sink, self.counters)
                 return _OVER
             size = sum(len(message.content) for message in job.request.messages)
-            refused = self._foresee_refusal(job, size)  # in a storm most are: before tokenising
+            refused = self._shed(job, size)  # in a storm most are: before tokenising
             if refused is not None:
                 self._refuse(sink, refused)
                 return _OVER
@@ -179,6 +242,9 @@ class CoreService:
     def cancelled(self, ticket: _Ticket) -> None:
         """The client gave up."""
         self.counters.cancelled += 1
+        if not self._protect:
+            ticket.sink = _NOBODY
+            return
         self._done(ticket)
         self._runner.cancel(ticket.id)
 
@@ -215,13 +281,17 @@ class CoreService:
             return
         size = len(prepared.prompt) + len(prepared.answer)
         limit = prepared.max_tokens - len(prepared.answer)
-        ask = Ask(job.urgency, job.tenant, size, limit, bool(job.resume))
-        estimate, refusal = self._runner.foresee(ask, job.deadline_s)
+        ask = Ask(job.urgency, job.tenant, size, limit, bool(job.resume), job.weight)
+        deadline_s, estimate, refusal = job.deadline_s, _AT_ONCE, None
+        if self._protect:
+            estimate, refusal = self._runner.foresee(ask, deadline_s)
+        else:
+            ask, deadline_s = replace(ask, urgency=_ANY, tenant="", weight=1.0), _NEVER_S
         if refusal is not None:
             self._turn_away(ticket, self._foreseen(refusal))
             return
         try:
-            displaced = self._runner.submit(ticket.id, ask, job.deadline_s, prepared, estimate)
+            displaced = self._runner.submit(ticket.id, ask, deadline_s, prepared, estimate)
         except QueueFull:
             self._turn_away(ticket, self._full(estimate.wait_s))
             return
@@ -248,11 +318,37 @@ class CoreService:
 
     # Refusing
 
-    def _foresee_refusal(self, job: Job, size: int) -> Failed | None:
-        """Why a request is refused before it costs anything; `size` is in characters.
+    def _shed(self, job: Job, size: int) -> Failed | None:
+        """Why a request is refused before it costs anything; `size` is in characters."""
+        if not self._protect:
+            return None if self._runner.has_room(_ANY, "") else self._full(0.0)
+        if self._level is not None and not self._admits(self._level, job):
+            return self._above(self._level, job)
+        return self._foresee_refusal(job, size)
 
-        Its input is taken to be as short as it can be: `_enqueue` asks again with its tokens.
-        """
+    def _admits(self, level: Level, job: Job) -> bool:
+        self._set(level)
+        level.came(job.cursor)
+        if job.resume or job.cursor < level.value:
+            return True
+        runner = self._runner
+        return level.admits(job.cursor, job.urgency, runner.waiting_by_urgency, runner.unused)
+
+    def _set(self, level: Level) -> int:
+        now, runner = self._clock.now(), self._runner
+        if level.due(now):
+            waiting, places = runner.waiting_by_urgency, runner.places_per_s()
+            level.review(Moment(waiting, runner.unused, places), now)
+        return level.value
+
+    def _above(self, level: Level, job: Job) -> Failed:
+        shed, tier = self.counters.shed, tier_of(job.urgency)
+        shed[tier] = shed.get(tier, 0) + 1
+        wait_s = level.wait_s(self._runner.waiting)
+        return above_level(self._retry_after_ms(level.retry_s), wait_s * 1000)
+
+    def _foresee_refusal(self, job: Job, size: int) -> Failed | None:
+        """Its input is taken to be as short as it can be: `_enqueue` asks again with its tokens."""
         least = size // self.engine.tokenizer.longest_token_bytes + len(job.resume)
         limit = job.request.max_tokens or self.offer.default_output_tokens
         limit = max(1, limit - len(job.resume))
@@ -267,10 +363,11 @@ class CoreService:
     def _foreseen(self, refusal: Refusal) -> Failed:
         if refusal.left_s <= 0:
             return too_late()
-        return foreseen(refusal, self._retry_after_ms(refusal.drain_s))
+        return foreseen(refusal, self._retry_after_ms(refusal.drain_s), refusal.drain_s * 1000)
 
     def _full(self, wait_s: float, cause: str = "full") -> Failed:
-        return overloaded(self._runner.waiting, self._retry_after_ms(wait_s), cause)
+        retry_after_ms = self._retry_after_ms(wait_s)
+        return overloaded(self._runner.waiting, retry_after_ms, wait_s * 1000, cause)
 
     def _retry_after_ms(self, drain_s: float) -> int:
         return ceil(1000 * retry_after_s(drain_s, self._rng.random()))

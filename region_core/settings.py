@@ -46,7 +46,12 @@ class TorchSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SchedulingSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """How many requests run at once, wait, and how much a step takes on."""
+    """How many requests run at once, wait, and how much a step takes on.
+
+    `queue_target_ms` holds until a configuration's `Policy.overload` says otherwise: when requests
+    wait longer, those that matter least are refused. `protect: false` turns all of this off, for
+    comparison alone: one queue in the order of arrival, no deadlines, and no request is cancelled.
+    """
 
     slots: Annotated[int, Meta(ge=1, le=1024)] = 16  # sequences that run at once
     waiting: Annotated[int, Meta(ge=0, le=1_000_000)] = 256  # requests that wait for a slot
@@ -55,6 +60,9 @@ class SchedulingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     default_output_tokens: Annotated[int, Meta(ge=1)] = 512  # when it asks for none
     chunk_tokens: Annotated[int, Meta(ge=16)] = 256  # of one prompt in one step
     step_tokens: Annotated[int, Meta(ge=16)] = 512  # through the model in one step
+    queue_target_ms: Annotated[float, Meta(gt=0)] = 250.0  # of waiting for a slot, aimed at
+    preemptions: Annotated[int, Meta(ge=0, le=100)] = 2  # of one sequence, by VIPs; 0: none
+    protect: bool = True
 
 
 class CoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -17,6 +17,7 @@ import msgspec
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
 from region_core.ingress.collect import Collector, Outcome
+from region_core.ingress.place import sane_cursor, urgency_of
 from region_core.job import Failed, Job
 from region_core.service import CoreService
 from runtime import logs
@@ -183,10 +184,14 @@ class HttpApp:
             message = "The header 'x-request-timeout-ms' must be a whole number above 0."
             raise ChatError(400, message, code="invalid_header", param="x-request-timeout-ms")
         deadline_ms = int(given) if given is not None else DEFAULT_DEADLINE_MS
+        urgency = urgency_of(scope.headers.get("priority"))
+        request_id = self._request_ids()
         return Job(
             request=request,
-            request_id=self._request_ids(),
+            request_id=request_id,
             deadline_s=self._clock.now() + deadline_ms / 1000,
+            urgency=urgency,
+            cursor=sane_cursor(0, urgency, "", request.user or request_id, self._clock),
         )
 
     # Pages

@@ -7,6 +7,7 @@ flush, which the overlay server sees to.
 from __future__ import annotations
 
 from region_core.engine.base import FinishReason
+from region_core.ingress.place import sane_cursor
 from region_core.job import Failed, Job
 from region_core.service import CoreService
 from runtime.clock import Clock
@@ -35,19 +36,22 @@ class OverlayIngress:
             text = error.message[:_MESSAGE_CHARACTERS]
             exchange.send(Failure("invalid", text, error.status, False, param, error.code))
             return
-        job = _job(exchange.request, chat, self._clock.now())
+        job = _job(exchange.request, chat, self._clock)
         sink = _ExchangeSink(exchange, self._service, self._region, self._engine)
         exchange.on_cancel = self._service.submit(job, sink).cancel
 
 
-def _job(request: Request, chat: ChatRequest, now: float) -> Job:
+def _job(request: Request, chat: ChatRequest, clock: Clock) -> Job:
+    user = chat.user or request.request_id
     return Job(
         request=chat,
         request_id=request.request_id,
-        deadline_s=now + request.deadline_ms / 1000,
+        deadline_s=clock.now() + request.deadline_ms / 1000,
         tenant=request.tenant,
         urgency=request.priority,
         resume=request.resume_tokens,
+        weight=request.weight,
+        cursor=sane_cursor(request.cursor, request.priority, request.tenant, user, clock),
     )
 
 
@@ -65,13 +69,16 @@ class _ExchangeSink:
         self._engine = engine
 
     def accepted(self, queue_ms: float, load: float) -> None:
-        self._send(Accept(queue_ms, load, self._region, self._engine))
+        self._send(Accept(queue_ms, load, self._region, self._engine, self._service.level))
 
     def tokens(self, position: int, ids: tuple[int, ...], text: str) -> None:
         self._send(Tokens(position, ids, text))
 
     def end(self, finish_reason: FinishReason, prompt_tokens: int, completion_tokens: int) -> None:
-        self._send(End(finish_reason, prompt_tokens, completion_tokens, self._service.load))
+        service = self._service
+        self._send(
+            End(finish_reason, prompt_tokens, completion_tokens, service.load, service.level)
+        )
 
     def failed(self, failed: Failed) -> None:
         self._send(
@@ -83,5 +90,7 @@ class _ExchangeSink:
                 failed.param,
                 failed.reason,
                 failed.retry_after_ms,
+                self._service.level,
+                failed.queue_ms,
             )
         )

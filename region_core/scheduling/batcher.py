@@ -3,7 +3,8 @@
 Each step decodes one token for every sequence whose input is taken in, and spends what is
 left of the token budget on input: of those that were admitted first, most urgent first, in
 chunks, so that a long prompt delays the others by no more than one chunk. A sequence keeps its
-slot to its end; there is room for a whole context in each, so nobody is ever evicted.
+slot to its end, unless a VIP needs it (preemption.py): then it waits again, before all others of
+its tenant, with what it has made as part of its input.
 
     plan = batcher.plan(now)     # state has moved on: the step is assumed to happen
     ... run plan.step ...
@@ -20,10 +21,12 @@ import heapq
 from math import ceil, inf
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from region_core.scheduling.admission import Refusal, refusal, useful_s
 from region_core.scheduling.forecast import Ask, Estimate, Forecast, Scene
 from region_core.scheduling.plan import Chunk, Step
+from region_core.scheduling.preemption import VIP, Claim, Preemption, Victim
 from region_core.scheduling.releases import Releases
 from topology.fair_queue import URGENCIES, Entry, PriorityQueue
 
@@ -32,6 +35,7 @@ _SHARES = (1 / 8, 3 / 8, 5 / 8, 7 / 8)  # of cases: how many more tokens an answ
 _ANY_LIMIT = 1 << 30
 _HANGS = 3.0  # times as long as expected
 _SCENE_S = 0.05  # how long a view of the batch is good for, if nobody comes or leaves
+_HELD_WEIGHT = 1 / 32  # of the last sequence, in how long a slot is held
 
 
 class Limits(Struct, frozen=True):
@@ -41,6 +45,7 @@ class Limits(Struct, frozen=True):
     step_tokens: int  # through the model in one step; decodes come first
     chunk_tokens: int  # of one sequence's input in one step
     waiting: int
+    preemptions: int = 2  # times that one sequence gives its slot to a VIP, at most
 
 
 class Admitted(Struct, frozen=True):
@@ -50,14 +55,23 @@ class Admitted(Struct, frozen=True):
     slot: int
 
 
+class Preempted(Struct, frozen=True):
+    """A sequence gave up its slot, and waits again: its input is now `input_tokens`."""
+
+    id: int
+    slot: int
+    input_tokens: int
+
+
 class Plan(Struct, frozen=True):
-    """What to do now, in this order: expire, release, admit, run the step."""
+    """What to do now, in this order: expire, preempt, release, admit, run the step."""
 
     expired: tuple[int, ...]  # ids whose deadline came, waiting or running
     given_up: tuple[int, ...]  # that waited, and can no longer be answered in time
-    released: tuple[int, ...]  # slots that nobody uses any more
+    released: tuple[int, ...]  # slots whose sequence has gone; some have a new one already
     admitted: tuple[Admitted, ...]
     step: Step
+    preempted: tuple[Preempted, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -67,13 +81,17 @@ class Plan(Struct, frozen=True):
 
 
 class _Running:
-    __slots__ = ("began", "entry", "slot", "taken")
+    __slots__ = ("before", "began", "entry", "floored", "joined", "slot", "taken", "times")
 
-    def __init__(self, entry: Entry, slot: int) -> None:
+    def __init__(self, entry: Entry, slot: int, joined: int, floored: bool) -> None:
         self.entry = entry
         self.slot = slot
+        self.joined = joined  # the step
+        self.floored = floored  # it has the place that its level's floor gave it
         self.taken = 0  # input tokens that are in the cache
-        self.began = -1  # the step that sampled its first token
+        self.began = -1  # the step that samples its first token in this slot
+        self.before = 0  # tokens of its answer that it made in other slots
+        self.times = 0  # that it gave up a slot
 
     @property
     def decodes(self) -> bool:
@@ -90,6 +108,9 @@ class Batcher:
         self._free = list(range(limits.slots))  # heap: the lowest slot is taken first
         self._running: dict[int, _Running] = {}  # by id, in the order of admission
         self._released: list[int] = []
+        self._paused: dict[int, _Running] = {}  # by id: they gave up their slots, and wait
+        self._preemption = Preemption(limits.preemptions)
+        self._held_steps = 0.0  # by sequences that left lately; 0: by none yet
         self._beginning: list[_Running] = []  # that the step gives their first token
         self._steps = 0  # planned
         self._scene: Scene | None = None
@@ -114,9 +135,28 @@ class Batcher:
         """Whether a plan made now would be empty, deadlines apart."""
         return not (self._running or self.queue or self._released)
 
+    @property
+    def unused(self) -> int:
+        """Slots that nobody runs in."""
+        return len(self._free) + len(self._released)
+
+    @property
+    def preemptions(self) -> int:
+        """How often a sequence gave up its slot."""
+        return self._preemption.count
+
+    def places_per_s(self) -> float:
+        """How many slots are left in a second while all are in use; 0 while that is unknown."""
+        forecast, slots = self.forecast, self.limits.slots
+        step_s = forecast.decode_s(slots)
+        if not forecast.steps.known or step_s <= 0:
+            return 0.0
+        held = self._held_steps or 1 + forecast.lengths.expected(_ANY_LIMIT)
+        return slots / (held * step_s)
+
     def has_room(self, urgency: int, tenant: str = "") -> bool:
         """Whether `submit` would take a request of this urgency and tenant."""
-        return self.queue.has_room(urgency, self._unused, tenant)
+        return self.queue.has_room(urgency, self.unused, tenant)
 
     def submit(self, entry: Entry) -> Entry | None:
         """Let a request wait; returns whoever lost its place, or raises `QueueFull`.
@@ -124,14 +164,10 @@ class Batcher:
         Those that find a free slot do not count as waiting: with no room to wait at all, there
         is still room to run.
         """
-        displaced = self.queue.push(entry, self._unused)
+        displaced = self.queue.push(entry, self.unused)
         if displaced is not None:
             self._unserved(displaced, entry.since_s)
         return displaced
-
-    @property
-    def _unused(self) -> int:
-        return len(self._free) + len(self._released)
 
     def foresee(self, ask: Ask, deadline_s: float, now: float) -> tuple[Estimate, Refusal | None]:
         """What a newcomer would have to expect, and why it should not be taken on, if so."""
@@ -151,6 +187,7 @@ class Batcher:
             ask.limit_tokens,
             answer_tokens=self.forecast.lengths.expected(ask.limit_tokens),
             tenant=ask.tenant,
+            weight=ask.weight,
             since_s=now,
             promised_s=estimate.first_token_s if estimate.wait_s > 0 else 0.0,
             useful_s=None if ask.resumed else useful_s(estimate, deadline_s),
@@ -158,14 +195,16 @@ class Batcher:
 
     def cancel(self, entry_id: int) -> bool:
         """Drop a request, waiting or running; its slot is free in the next plan."""
-        return self.queue.cancel(entry_id) or self._leave(entry_id, whole=False)
+        if not self.queue.cancel(entry_id):
+            return self._leave(entry_id, whole=False)
+        self._forget(entry_id)
+        return True
 
     def ran(self, step: Step, took_s: float, now: float) -> None:
         """The step that was planned last ended well, `now`."""
         self._ends_s = inf
         self.forecast.stepped(step, took_s)
         for running in self._beginning:
-            running.began = self._steps
             entry = running.entry
             self.forecast.came(entry.promised_s, now - entry.since_s)
 
@@ -186,13 +225,15 @@ class Batcher:
         released, self._released = tuple(self._released), []
         for slot in released:
             heapq.heappush(self._free, slot)
-        admitted = self._admit(now)
+        preempted: list[Preempted] = []
+        admitted = self._admit(now, preempted)
+        released += tuple(one.slot for one in preempted)
         self._steps += 1
         decodes = tuple(sorted(r.slot for r in self._running.values() if r.decodes))
         chunks = self._chunks(self.limits.step_tokens - len(decodes))
         step = Step(chunks, decodes)
         self._ends_s = inf if step.empty else now + _HANGS * self.forecast.expected_s(step)
-        return Plan(expired, given_up, released, admitted, step)
+        return Plan(expired, given_up, released, admitted, step, tuple(preempted))
 
     def _leave(self, entry_id: int, whole: bool | None) -> bool:
         running = self._running.pop(entry_id, None)
@@ -200,16 +241,25 @@ class Batcher:
             return False
         self._released.append(running.slot)
         self._scene = None
-        if running.began >= 0 and whole is not None:
-            self.forecast.lengths.ended(self._made(running), whole)
+        held = max(1, self._steps - running.joined)
+        self._held_steps += (held - self._held_steps) * (_HELD_WEIGHT if self._held_steps else 1.0)
+        if (made := self._made(running)) and whole is not None:
+            self.forecast.lengths.ended(made, whole)
         return True
+
+    def _forget(self, entry_id: int) -> None:
+        """One that waits for a second slot does so no more."""
+        paused = self._paused.pop(entry_id, None)
+        if paused is not None and paused.before:
+            self.forecast.lengths.ended(paused.before, False)
 
     def _hangs_s(self, now: float) -> float:
         return max(0.0, now - self._ends_s)
 
     def _made(self, running: _Running) -> int:
         """Tokens of its answer."""
-        return self._steps - running.began + 1 if running.began >= 0 else 0
+        here = self._steps - running.began + 1 if running.began >= 0 else 0
+        return running.before + here
 
     def _view(self, now: float) -> Scene:
         """The batch as it is; looked at anew when somebody came or left, or after a while."""
@@ -221,7 +271,7 @@ class Batcher:
         limits, running = self.limits, list(self._running.values())
         return Scene(
             slots=limits.slots,
-            free=self._unused,
+            free=self.unused,
             running=len(running),
             releases=self._releases(running, now),
             input_tokens=sum(r.entry.input_tokens - r.taken for r in running),
@@ -249,13 +299,14 @@ class Batcher:
             for share in _SHARES:
                 left = input_steps + forecast.lengths.within(share, entry.limit_tokens, made)
                 ends.append(max(0.0, min(left, most)))
-        ends += [held * share for share in _SHARES for _ in range(self._unused)]
-        slots = len(running) + self._unused
+        ends += [held * share for share in _SHARES for _ in range(self.unused)]
+        slots = len(running) + self.unused
         weight = slots / len(ends) if ends else 0.0
         return Releases(ends, weight, held, forecast.lengths.variation)
 
     def _unserved(self, entry: Entry, now: float) -> None:
         """It leaves without a first token, after all that it was promised."""
+        self._forget(entry.id)
         if now - entry.since_s > entry.promised_s:
             self.forecast.came(entry.promised_s, now - entry.since_s)
 
@@ -265,15 +316,61 @@ class Batcher:
             self._leave(entry_id, whole=False)
         return late
 
-    def _admit(self, now: float) -> tuple[Admitted, ...]:
+    def _admit(self, now: float, preempted: list[Preempted]) -> tuple[Admitted, ...]:
         admitted = []
-        while self._free and (entry := self.queue.pop(now)) is not None:
+        while (self._free or self._preempts(now, preempted)) and (entry := self.queue.pop(now)):
             slot = heapq.heappop(self._free)
-            self._running[entry.id] = _Running(entry, slot)
+            floored = entry.urgency > VIP and any(self.queue.waiting()[: entry.urgency])
+            running = self._running[entry.id] = _Running(entry, slot, self._steps, floored)
+            paused = self._paused.pop(entry.id, None)
+            if paused is not None:
+                running.before, running.times = paused.before, paused.times
             self._scene = None
             self.forecast.placed(entry.urgency)
             admitted.append(Admitted(entry.id, slot))
         return tuple(admitted)
+
+    def _preempts(self, now: float, preempted: list[Preempted]) -> bool:
+        """Take a slot from one that runs, if the next that waits is a VIP, and may."""
+        if not self.limits.preemptions:
+            return False
+        entry = self.queue.peek(now)
+        if entry is None or entry.urgency > VIP or len(self._paused) >= self.limits.slots:
+            return False
+        steps, before = self.forecast.steps, len(preempted)
+        wait_s = self._view(now).releases.steps_until(before + 1) * steps.seconds(self.limits.slots)
+        claim = Claim(now - entry.since_s, wait_s if steps.known else inf)
+        victims = (self._victim(running) for running in self._running.values())
+        victim = self._preemption.choose(claim, victims, steps.token_s, now)
+        if victim is None:
+            return False
+        preempted.append(self._give_up(self._running.pop(victim.id), now))
+        return True
+
+    def _victim(self, running: _Running) -> Victim:
+        entry, made = running.entry, self._made(running)
+        tokens = running.taken + made - running.before
+        spared = running.floored or entry.limit_tokens - made <= 1
+        return Victim(entry.id, entry.urgency, running.times, tokens, spared)
+
+    def _give_up(self, running: _Running, now: float) -> Preempted:
+        entry, made = running.entry, self._made(running)
+        size = entry.input_tokens + made - running.before
+        expected = self.forecast.lengths.expected(entry.limit_tokens, made)
+        self.queue.put_back(
+            replace(
+                entry,
+                input_tokens=size,
+                answer_tokens=expected,
+                promised_s=entry.promised_s if not made else 0.0,
+                useful_s=None,
+            )
+        )
+        running.before, running.times = made, running.times + 1
+        self._paused[entry.id] = running
+        heapq.heappush(self._free, running.slot)
+        self._scene = None
+        return Preempted(entry.id, running.slot, size)
 
     def _chunks(self, budget: int) -> tuple[Chunk, ...]:
         self._beginning = []
@@ -288,6 +385,7 @@ class Batcher:
             chunks.append(Chunk(running.slot, running.taken, count, count == left))
             running.taken += count
             if running.decodes:
+                running.began = self._steps
                 self._beginning.append(running)
             budget -= count
         return tuple(chunks)

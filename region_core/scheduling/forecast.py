@@ -43,6 +43,7 @@ class Ask(Struct, frozen=True):
     input_tokens: int
     limit_tokens: int
     resumed: bool = False  # its client has the beginning of the answer already
+    weight: float = 1.0  # of its tenant
 
 
 class Scene(Struct, frozen=True):

@@ -14,7 +14,9 @@ from statistics import median, quantiles
 from region_core.scheduling.admission import Refusal
 from region_core.scheduling.batcher import Batcher, Limits
 from region_core.scheduling.forecast import Ask, Estimate
+from region_core.scheduling.level import Level, Moment
 from region_core.scheduling.plan import Step
+from topology.cursor import ALL_ADMITTED
 from topology.fair_queue import QueueFull
 
 LIMITS = Limits(slots=16, step_tokens=512, chunk_tokens=256, waiting=256)
@@ -38,10 +40,12 @@ class Request:
     urgency: int = 3
     tenant: str = ""
     deadline_s: float = 1e9  # from when it comes
+    cursor: int = 0
 
     estimate: Estimate | None = None
     refusal: Refusal | None = None
     full: bool = False
+    shed: bool = False  # by level
     first_s: float | None = None
     done_s: float | None = None
     cut: bool = False
@@ -59,12 +63,17 @@ class World:
     limits: Limits = LIMITS
     seconds: Callable[[Step], float] = sim_seconds
     admits: bool = True
+    level: Level | None = None
+    follows: bool = False  # senders know the level, `late_s` later, and hide what it would refuse
+    late_s: float = 0.2
     now: float = 0.0
     by_id: dict[int, Request] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.batcher = Batcher(self.limits)
         self._slots: dict[int, int] = {}
+        self.levels: list[tuple[float, int]] = []
+        self.busy_s = 0.0
 
     def run(self, requests: Sequence[Request], until: float = 1e9) -> None:
         """Let them all come, and everything end."""
@@ -80,6 +89,9 @@ class World:
 
     def _comes(self, request: Request) -> None:
         b, now = self.batcher, request.at
+        if self.level is not None and not self._by_level(self.level, request):
+            request.shed = True
+            return
         ask = Ask(request.urgency, request.tenant, request.input_tokens, request.limit)
         deadline_s = now + request.deadline_s
         request.estimate, refused = b.foresee(ask, deadline_s, now)
@@ -98,6 +110,24 @@ class World:
         if displaced is not None:
             self.by_id[displaced.id].full = True
 
+    def _by_level(self, level: Level, request: Request) -> bool:
+        b, now = self.batcher, request.at
+        waiting = b.queue.waiting()
+        if level.due(now):
+            level.review(Moment(waiting, b.unused, b.places_per_s()), now)
+            self.levels.append((now, level.value))
+        if self.follows and request.cursor >= self._told(now):
+            return False  # it never comes
+        level.came(request.cursor)
+        return level.admits(request.cursor, request.urgency, waiting, b.unused)
+
+    def _told(self, now: float) -> int:
+        """The level, as senders know it."""
+        for at, value in reversed(self.levels):
+            if at <= now - self.late_s:
+                return value
+        return ALL_ADMITTED
+
     def _step(self, coming: list[Request]) -> None:
         b = self.batcher
         plan = b.plan(self.now)
@@ -110,6 +140,7 @@ class World:
         if plan.step.empty:
             return
         took = self.seconds(plan.step)
+        self.busy_s += took
         end = self.now + took
         while coming and coming[-1].at < end:  # in the middle of the step
             self._comes(coming.pop())

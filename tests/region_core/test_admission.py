@@ -93,7 +93,7 @@ async def test_a_refusal_is_cheap() -> None:
 
 async def test_over_the_wire(tmp_path: Path) -> None:
     """The time to come back is in the ERROR frame, and in the headers of HTTP."""
-    scheduling = {"slots": 2, "waiting": 64}
+    scheduling = {"slots": 2, "waiting": 64, "queue_target_ms": 1e6}
     async with (
         RunningCore(tmp_path / "pki", sim=SLOW, scheduling=scheduling) as running,
         httpx.AsyncClient(base_url=running.url, timeout=20) as http,
