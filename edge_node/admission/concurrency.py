@@ -5,8 +5,8 @@ answers take: these differ in length, and a full region's are as long as an idle
 requests there, `rate * queue` wait (Little's law), and `rate * target` may. So the error is known
 in requests, and the limit is moved by half of it in each window, whatever the region's size. What
 each worker adds beside (`_headroom`) grows less than its part does: that moves workers which
-differ towards equal parts. While the region has room, the limit grows by a factor that doubles
-its excess from window to window; having met the end of the room, by little.
+differ towards equal parts. While nobody waits, the limit grows by a factor: as much as the region's
+load leaves room for, twofold at most; once the end of the room was met, by little at first.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _CUT_MOST = 0.7  # what is left of the limit after one window, at least
 _GROW_MOST = 2.0  # times the limit, in one window
 _GROW_LEAST = 0.05  # of the limit, once the end of the room was met
 _IN_USE = 0.8  # of the limit: less is no ground to raise it
+_BESIDE = 3  # requests above the limit that it may be due to: one of each tier
 _SLACK = 1.5  # times what was in use, while the region is full and nobody asks for more here
 
 
@@ -33,6 +34,7 @@ class Concurrency:
         "_closes",
         "_excess",
         "_least",
+        "_load",
         "_most",
         "_opened",
         "_peak",
@@ -49,7 +51,7 @@ class Concurrency:
         self._excess = _GROW_MOST - 1
         self._opened = self._closes = 0.0
         self._peak = self._told = 0
-        self._sum_s = 0.0
+        self._sum_s = self._load = 0.0
         self.use(least, most, target_s)
 
     def use(self, least: int, most: int, target_s: float) -> None:
@@ -62,10 +64,13 @@ class Concurrency:
         if in_flight > self._peak:
             self._peak = in_flight
 
-    def waits(self, queue_s: float) -> None:
-        """The region said that one waits so long."""
+    def waits(self, queue_s: float, load: float) -> None:
+        """The region said that one waits so long, and how full it is: 1 is full, 0 may mean that
+        it does not know."""
         self._sum_s += queue_s
         self._told += 1
+        if load > self._load:
+            self._load = load
 
     def due(self, now: float) -> bool:
         return not self._opened <= now < self._closes
@@ -78,7 +83,7 @@ class Concurrency:
             peak = min(self._peak, max(in_flight + 1, int(before)))
             self.limit = self._clamped(self._next(self._sum_s / self._told, peak, rate))
         self._opened, self._closes = now, now + WINDOW_S
-        self._sum_s, self._told = 0.0, 0
+        self._sum_s, self._load, self._told = 0.0, 0.0, 0
         self._peak, self.pressed = in_flight, False
         return self.limit > before
 
@@ -91,6 +96,8 @@ class Concurrency:
             self._excess = _GROW_LEAST
             over = rate * (queue_s - aim_s) if rate > 0 else there * (1 - aim_s / queue_s)
             kept = max(_CUT_MOST * there, there - _CUT_GAIN * over)
+            if there > limit + _BESIDE:
+                return min(limit, kept)
             if in_use:
                 return min(limit, kept) + self._headroom(rate)
             return min(limit, max(kept, _SLACK * there) + self._headroom(rate))
@@ -98,7 +105,8 @@ class Concurrency:
             return limit
         grown = limit + _GAIN * rate * (aim_s - queue_s) + self._headroom(rate)
         if queue_s < target_s / 2:
-            grown = max(grown, limit * (1 + self._excess))
+            room = 1 / self._load - 1 if self._load > 0 else _GROW_MOST
+            grown = max(grown, limit * (1 + min(self._excess, max(_GROW_LEAST, room))))
             self._excess = min(_GROW_MOST - 1, 2 * self._excess)
         return min(max(grown, _CUT_MOST * limit), limit * _GROW_MOST)
 

@@ -12,13 +12,13 @@ from random import Random
 
 from msgspec import Struct
 
-from edge_node.admission.intake import Hindrance, Intake, Outcome
+from edge_node.admission.intake import Hindrance, Intake
 from edge_node.admission.limiter import AnswerTokens
 from runtime.metrics import Sample
 from topology.cursor import TIERS, Tier
 from topology.policy import OverloadPolicy
 
-__all__ = ["LOOK_AGAIN_S", "Gate", "Hindrance", "Outcome", "Room"]
+__all__ = ["LOOK_AGAIN_S", "Gate", "Hindrance", "Room"]
 
 # Levels, paces and throttles also give way by time alone, when nothing that could tell of it
 # happens: whoever waits asks again so often, whether `on_room` was called or not.
@@ -41,7 +41,7 @@ class Gate:
     """Of one edge worker.
 
     How to use it. For a new request: `judge(...)` for each region that it may go to, best first;
-    "": send it (`GatedUpstream.open` calls `sent` itself). Else it is hindered there, and another
+    "": send it (`GatedUpstream` counts it). Else it is hindered there, and another
     region may be tried, or it may wait. `judge` takes nothing and promises nothing: between it and
     `open`, do not await. Of a request that has been judged for that region before, say
     `again=True`: it is not counted as another request by throttle and metrics.
@@ -56,7 +56,6 @@ class Gate:
         self._policy = OverloadPolicy()
         self._protects = True
         self._intakes: dict[str, Intake] = {}
-        self._kept: Collection[str] | None = None  # None: whatever is asked for
         self.answers = AnswerTokens()
         self.on_room: Callable[[], None] = _nobody
 
@@ -69,14 +68,12 @@ class Gate:
                 intake.use(policy)
 
     def keep(self, regions: Collection[str]) -> None:
-        """Forget the others, as soon as nothing is under way there."""
-        self._kept = frozenset(regions)
-        for name in [n for n in self._intakes if n not in self._kept]:
-            if not self._intakes[name].in_flight:
-                del self._intakes[name]
+        """Forget the others. What is under way there counts for itself until it ends."""
+        for name in self._intakes.keys() - set(regions):
+            del self._intakes[name]
 
     def intake(self, region: str) -> Intake:
-        """What is known of it; nothing yet: a new one."""
+        """What is known of it, for those who tell; nothing yet: a new one."""
         intake = self._intakes.get(region)
         if intake is None:
             intake = self._intakes[region] = Intake(self._policy, self._rng, self._told_of_room)
@@ -126,19 +123,6 @@ class Gate:
             intake.throttled(tier, now),
             intake.drain.per_s(now),
         )
-
-    # Being told; exchanges are told of through `Intake` itself
-
-    def sent(self, region: str, tier: Tier, cost: float, now: float) -> None:
-        """A request goes there, whatever `judge` said."""
-        self.intake(region).sent(tier, cost, now)
-
-    def ended(
-        self, region: str, tier: Tier, cost: float, used: float, outcome: Outcome, now: float
-    ) -> None:
-        """It is over. `cost` as when it was sent, `used` what it came to, in tokens; 0: the
-        region had not taken it on."""
-        self.intake(region).ended(tier, cost, used, outcome, now)
 
     def samples(self, now: float) -> Iterable[Sample]:
         name = "tradewind_edge_gate_"

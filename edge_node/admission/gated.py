@@ -101,7 +101,8 @@ class _Gated:
         now = self._owner.now()
         if type(frame) is Accept:
             self._taken = True
-            self._intake.accepted(self._tier, frame.level, frame.queue_ms / 1000, now)
+            queue_s = frame.queue_ms / 1000
+            self._intake.accepted(self._tier, frame.level, queue_s, frame.load, now)
         elif type(frame) is End:
             self._whole(frame, now)
 

@@ -111,7 +111,8 @@ class Intake:
 
     # Asking
 
-    def judge(self, tier: Tier, cursor: int, now: float, *, again: bool) -> Hindrance:
+    def judge(self, tier: Tier, cursor: int, now: float, *, again: bool = False) -> Hindrance:
+        """See `Gate.judge`."""
         lane = self.lanes[tier]
         hindrance = self._hindrance(lane, cursor, now, again=again)
         if hindrance:
@@ -204,6 +205,7 @@ class Intake:
     # Being told
 
     def sent(self, tier: Tier, cost: float, now: float) -> None:
+        """A request goes there, whatever `judge` said. `cost` is in tokens."""
         self.in_flight = there = self.in_flight + 1
         self.lanes[tier].own += 1
         self.concurrency.sent(there)
@@ -211,14 +213,18 @@ class Intake:
         if self._queue_s > self._target_s or self._level < ALL_ADMITTED:
             self._pace.spend(cost, self.drain.tokens_per_s(now), now)
 
-    def told(self, tier: Tier, level: int | None, queue_s: float | None, now: float) -> None:
-        """What it admits, and how long one of this tier waits there."""
+    def told(
+        self, tier: Tier, level: int | None, queue_s: float | None, now: float, load: float = 0.0
+    ) -> None:
+        """What it says: what it admits, and how long one of this tier waits there."""
         rose = False
         if level is not None:
             rose = level > self._level
             self._level, self._level_at = level, now
         if queue_s is not None and tier != "vip":  # VIP goes first: its wait says nothing of others
-            self.concurrency.waits(queue_s)
+            if not queue_s <= _WAIT_MOST_S:  # NaN too: whatever a region says, it is forgotten
+                queue_s = _WAIT_MOST_S
+            self.concurrency.waits(queue_s, load)
             fresh = 0 <= now - self._queue_at < _NEWS_S
             self._queue_s += (_NEWEST if fresh else 1.0) * (queue_s - self._queue_s)
             self._queue_at = now
@@ -226,13 +232,16 @@ class Intake:
         if rose and self.wanted:
             self._call()
 
-    def accepted(self, tier: Tier, level: int, queue_s: float, now: float) -> None:
+    def accepted(self, tier: Tier, level: int, queue_s: float, load: float, now: float) -> None:
+        """It took one on."""
         throttle = self._throttles[tier]
         if throttle.troubled and level >= self.lanes[tier].past and queue_s <= self._target_s:
             throttle.forget()
-        self.told(tier, level, queue_s, now)
+        self.told(tier, level, queue_s, now, load)
 
     def ended(self, tier: Tier, cost: float, used: float, outcome: Outcome, now: float) -> None:
+        """One is over. `cost` as when it was sent, `used` what it came to, in tokens; 0: the region
+        did no work for it."""
         self.in_flight -= 1
         self.lanes[tier].own -= 1
         if outcome == "refused":

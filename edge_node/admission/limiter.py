@@ -8,6 +8,7 @@ from __future__ import annotations
 BYTES_PER_TOKEN = 4.0  # in English and code
 ANSWER_TOKENS = 128.0  # while nothing is known of a model's
 _MODELS_MOST = 1024
+_TOKENS_MOST = 1 << 20
 _NEWEST = 0.05  # the weight of one answer
 
 DEBT_MOST_S = 60.0  # of its rate: what a bucket owes at most
@@ -28,6 +29,7 @@ class AnswerTokens:
         self._names_most = names_most
 
     def add(self, name: str, tokens: int) -> None:
+        tokens = min(tokens, _TOKENS_MOST)  # whatever a region says
         mean = self._mean.get(name)
         if mean is not None:
             self._mean[name] = mean + _NEWEST * (tokens - mean)

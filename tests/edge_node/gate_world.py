@@ -75,8 +75,8 @@ class Region:
             world.at(world.now + edge.rtt_s / 2, lambda: edge.refused(job, queue_s))
             return
         self.waiting[job.tier].append(job)
-        level = self.level
-        world.at(world.now + edge.rtt_s / 2, lambda: edge.accepted(job, level, queue_s))
+        level, load = self.level, (self.running + sum(map(len, self.waiting.values()))) / self.slots
+        world.at(world.now + edge.rtt_s / 2, lambda: edge.accepted(job, level, queue_s, load))
         self._start()
 
     def _start(self) -> None:
@@ -136,23 +136,23 @@ class Edge:
         now, world = self.world.now, self.world
         if self.gate.judge("r", job.tier, cursor, 100.0, now, again=again):
             return False
-        self.gate.sent("r", job.tier, 100.0, now)
+        self.gate.intake("r").sent(job.tier, 100.0, now)
         self.sent += 1
         job.since = now + self.rtt_s / 2
         world.at(now + self.rtt_s / 2, lambda: self.region.arrive(job))
         return True
 
-    def accepted(self, job: Job, level: int, queue_s: float) -> None:
-        self.gate.intake("r").accepted(job.tier, level, queue_s, self.world.now)
+    def accepted(self, job: Job, level: int, queue_s: float, load: float) -> None:
+        self.gate.intake("r").accepted(job.tier, level, queue_s, load, self.world.now)
 
     def refused(self, job: Job, queue_s: float) -> None:
         self.refusals += 1
         self.gate.intake("r").told(job.tier, self.region.level, queue_s, self.world.now)
-        self.gate.ended("r", job.tier, 100.0, 0.0, "refused", self.world.now)
+        self.gate.intake("r").ended(job.tier, 100.0, 0.0, "refused", self.world.now)
 
     def whole(self, job: Job, level: int) -> None:
         self.gate.intake("r").told(job.tier, level, None, self.world.now)
-        self.gate.ended("r", job.tier, 100.0, 100.0, "ok", self.world.now)
+        self.gate.intake("r").ended(job.tier, 100.0, 100.0, "ok", self.world.now)
 
     def _soon(self) -> None:
         if not self._pumping:
