@@ -27,11 +27,13 @@ class Answer(Struct, frozen=True):
     text: str
     finish_reason: str
     usage: Usage
+    age_s: float = 0.0  # when it came: the region had it already
 
     @classmethod
     def of(cls, completion_id: str, created_s: int, model: str, text: str, end: End) -> Answer:
         usage = Usage.of(end.prompt_tokens, end.completion_tokens)
-        return cls(completion_id, created_s, model, text, end.finish_reason, usage)
+        reason = end.finish_reason
+        return cls(completion_id, created_s, model, text, reason, usage, end.age_s)
 
     @property
     def size_bytes(self) -> int:

@@ -159,7 +159,7 @@ class Reuse:
         spec = serving.snapshot.models.get(model)
         if spec is None or not serving.reuses or spec.cache_ttl_s <= 0:
             return
-        ttl_s = spec.cache_ttl_s
+        ttl_s = spec.cache_ttl_s - answer.age_s
         serving.cache.put(key, answer, answer.size_bytes, ttl_s, now, owner=key[0])
         if serving.disk is not None:
             serving.disk.keep(key, answer, ttl_s)

@@ -52,7 +52,8 @@ class Request(Struct, frozen=True, array_like=True):
     `deadline_ms` is what is left of it at sending, `priority` an RFC 9218 urgency (0 is the
     most urgent), `attempt` counts from 1, and `resume_tokens` are the tokens that the client
     has already got from another region. `weight` is the tenant's among those of its tier, and
-    `cursor` the request's place when not all are admitted (`topology.cursor`).
+    `cursor` the request's place when not all are admitted (`topology.cursor`). `reuse`: an answer
+    that the region has already will do, and this one may be kept.
     """
 
     request_id: _Id
@@ -65,6 +66,7 @@ class Request(Struct, frozen=True, array_like=True):
     resume_tokens: tuple[_TokenId, ...] = ()
     weight: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
     cursor: Annotated[int, Meta(ge=0, le=MAX_CURSOR)] = 0
+    reuse: bool = True
 
 
 class Body(Struct, frozen=True, array_like=True):
@@ -98,7 +100,7 @@ class Tokens(Struct, frozen=True, array_like=True, gc=False):
 
 
 class End(Struct, frozen=True, array_like=True, gc=False):
-    """The answer is whole. `cached`: the region had it already."""
+    """The answer is whole. `cached`: the region had it already, since `age_s`."""
 
     finish_reason: Literal["stop", "length"]
     prompt_tokens: _Count
@@ -106,6 +108,7 @@ class End(Struct, frozen=True, array_like=True, gc=False):
     load: _Measure
     level: _Level = ALL_ADMITTED
     cached: bool = False
+    age_s: _Measure = 0.0
 
 
 class Failure(Struct, frozen=True, array_like=True):
