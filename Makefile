@@ -1,6 +1,7 @@
 # Every command sets up what it needs, says what it is doing, and is the same for people and CI.
 #
 #   make lab     the whole world on one machine: etcd, control plane, DNS, edges, cores, clients
+#   make storm   the incident replayed, protected and not (REPORT=file, STORM_ARGS='--kill etcd')
 #   make test    the test suite
 #   make check   linters, types, import layers
 #   make bench   benchmarks against peers (NAME=forward|streams|cache|dns|engine, JSON=file)
@@ -16,9 +17,10 @@ SERVE  ?=
 NAME   ?=
 JSON   ?=
 BENCH_ARGS ?=
+STORM_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check format proto bench clean
+.PHONY: help lab storm test check format proto bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -44,6 +46,10 @@ $(VENV)/.dev: $(VENV)/.lab
 lab: $(VENV)/.lab
 	@echo "== Starting the lab (engine: $(ENGINE))"
 	@$(BIN)/tradewind lab --engine $(ENGINE) $(if $(REPORT),--report $(REPORT)) $(if $(SERVE),--serve)
+
+storm: $(VENV)/.lab
+	@echo "== The storm: about three minutes (2 CPUs; a smaller machine: STORM_ARGS='--scale 0.1')"
+	@$(BIN)/tradewind storm $(if $(REPORT),--report $(REPORT)) $(STORM_ARGS)
 
 test: $(VENV)/.dev
 	@echo "== Running the tests"

@@ -195,7 +195,7 @@ def summary(plan: Plan, records: rows.Records, series: Series, spent: cpu.Spent 
     used = sum(figures.from_region(row) for row in event)
     tiers = {tier: figures.tier_figures(found, tier, plan.phases) for tier in TIERS}
     vip = tiers["vip"]
-    length_s = ceil(plan.phases[-1].ends_s)
+    length_s = ceil(max([plan.phases[-1].ends_s, *(row.done_s for row in found)]))
     moments = [began_s + second for second in range(length_s + 1)]
     spent = spent or cpu.Spent(0.0, 0, {})
     return Run(
