@@ -19,6 +19,7 @@ _CUT_GAIN = 0.8  # where it is too many
 _CUT_MOST = 0.7  # what is left of the limit after one window, at least
 _GROW_MOST = 2.0  # times the limit, in one window
 _GROW_LEAST = 0.05  # of the limit, once the end of the room was met
+_REFUSED_MOST = 0.05  # of those sent: more is a sign of its own that the room ends
 _IN_USE = 0.8  # of the limit: less is no ground to raise it
 _BESIDE = 3  # requests above the limit that it may be due to: one of each tier
 _SLACK = 1.5  # times what was in use, while the region is full and nobody asks for more here
@@ -27,7 +28,9 @@ _SLACK = 1.5  # times what was in use, while the region is full and nobody asks 
 class Concurrency:
     """Of one region. `now` in seconds; where it goes back or far ahead, a window is lost.
 
-    `pressed`, to be set: somebody was kept out by the limit.
+    `pressed`, to be set: somebody was kept out by the limit. `lost`: places that the region refused
+    to give in this window; they are not asked for again before it closes, since a refusal comes so
+    soon that each would be refused many times.
     """
 
     __slots__ = (
@@ -42,6 +45,7 @@ class Concurrency:
         "_target_s",
         "_told",
         "limit",
+        "lost",
         "pressed",
     )
 
@@ -50,7 +54,7 @@ class Concurrency:
         self.pressed = False
         self._excess = _GROW_MOST - 1
         self._opened = self._closes = 0.0
-        self._peak = self._told = 0
+        self._peak = self._told = self.lost = 0
         self._sum_s = self._load = 0.0
         self.use(least, most, target_s)
 
@@ -72,6 +76,10 @@ class Concurrency:
         if load > self._load:
             self._load = load
 
+    def refused(self) -> None:
+        """The region refused one for want of room."""
+        self.lost += 1
+
     def due(self, now: float) -> bool:
         return not self._opened <= now < self._closes
 
@@ -79,17 +87,22 @@ class Concurrency:
         """Close the window, if it is `due`; whether the limit rose. `rate`: requests of ours that
         end there in a second; 0: not known."""
         before = self.limit
-        if self._told and self._closes <= now:
+        if (self._told or self.lost) and self._closes <= now:
             peak = min(self._peak, max(in_flight + 1, int(before)))
-            self.limit = self._clamped(self._next(self._sum_s / self._told, peak, rate))
+            self.limit = self._clamped(self._next(peak, rate))
         self._opened, self._closes = now, now + WINDOW_S
-        self._sum_s, self._load, self._told = 0.0, 0.0, 0
+        self._sum_s, self._load, self._told, self.lost = 0.0, 0.0, 0, 0
         self._peak, self.pressed = in_flight, False
         return self.limit > before
 
-    def _next(self, queue_s: float, there: int, rate: float) -> float:
-        """`there`: how many of ours were in the region when requests waited so long."""
+    def _next(self, there: int, rate: float) -> float:
+        """`there`: how many of ours were in the region when it said what it said."""
         limit, target_s = self.limit, self._target_s
+        refused = self.lost / (self._told + self.lost)
+        if refused > _REFUSED_MOST:  # its end is nearer than its queue lets one think
+            self._excess = _GROW_LEAST
+            return min(limit, max(_CUT_MOST, 1 - refused / 2) * there)
+        queue_s = self._sum_s / self._told
         aim_s = _AIM * target_s
         in_use = self.pressed or there >= _IN_USE * limit
         if queue_s > target_s:

@@ -27,6 +27,7 @@ HINDRANCES: tuple[Hindrance, ...] = ("level", "throttle", "limit", "pace")
 PROBE_S = 0.5
 # Whoever waits is asked for often, and shall not draw until it wins.
 _DRAW_S = 0.02
+_CALM_S = 1.0  # without a refusal: a throttle may be lifted at once
 _NEWS_S = 1.0  # so long what a region said holds; then its level rises, step by step
 _RISE_S = 0.25
 _RISE = USERS // 2  # places
@@ -46,6 +47,7 @@ class Lane:
         "own",
         "past",
         "probe_at",
+        "refused_at",
         "share",
         "tier",
     )
@@ -57,6 +59,7 @@ class Lane:
         self.bypass = tier == "vip"  # the region lets it go first: the limit is for others
         self.own = 0  # under way
         self.share = 1.0  # of the limit
+        self.refused_at = -_CALM_S  # when one was, last
         self.probe_at = 0.0  # no probe before
         self.draw_at = 0.0  # nobody who is asked for again has another draw before
         self.hindered = dict.fromkeys(HINDRANCES, 0)  # requests, ever
@@ -129,14 +132,22 @@ class Intake:
         throttle = self._throttles[lane.tier]
         if throttle.troubled and self._holds(throttle, lane, now, again=again):
             return "throttle"
-        if not lane.own:
-            return ""
-        limit = self.most if lane.bypass else self.concurrency.limit
-        if self.in_flight >= limit or lane.own >= max(1.0, limit * lane.share):
+        if not lane.own and not 0 <= now - lane.refused_at < PROBE_S:
+            return ""  # one of each tier may always be there
+        if self._over(lane) >= 0:
             return "limit"
         if lane.bypass or not self._pace.wait_s(now) or not self.full(now):
             return ""
         return "pace"
+
+    def _over(self, lane: Lane) -> float:
+        """How many more than may be there are, once another one is: below 0: it may."""
+        if lane.bypass:
+            return self.in_flight - self.most
+        concurrency = self.concurrency
+        limit = concurrency.limit
+        whole = self.in_flight + concurrency.lost - limit
+        return max(whole, lane.own - max(1.0, limit * lane.share))
 
     def _holds(self, throttle: Throttle, lane: Lane, now: float, *, again: bool) -> bool:
         if again and 0 < lane.draw_at - now <= _DRAW_S:
@@ -192,14 +203,16 @@ class Intake:
             wait_s = max(PROBE_S, self.queue_s(now) - self._target_s)
             if not lane.own:
                 wait_s = min(wait_s, max(0.0, lane.probe_at - now))
-        if lane.own:
-            limit = self.most if lane.bypass else self.concurrency.limit
-            over = max(self.in_flight - limit, lane.own - max(1.0, limit * lane.share)) + 1
+        refused_s = now - lane.refused_at
+        if lane.own or 0 <= refused_s < PROBE_S:
+            over = self._over(lane) + 1
             if over > 0:
                 rate = self.drain.per_s(now)
                 wait_s = max(wait_s, over / rate if rate > 0 else self.queue_s(now) or PROBE_S)
             if not lane.bypass and self.full(now):
                 wait_s = max(wait_s, self._pace.wait_s(now))
+            if not lane.own:
+                wait_s = min(wait_s, PROBE_S - refused_s)
         return min(_WAIT_MOST_S, wait_s)
 
     # Being told
@@ -235,8 +248,10 @@ class Intake:
     def accepted(self, tier: Tier, level: int, queue_s: float, load: float, now: float) -> None:
         """It took one on."""
         throttle = self._throttles[tier]
-        if throttle.troubled and level >= self.lanes[tier].past and queue_s <= self._target_s:
-            throttle.forget()
+        if throttle.troubled and level >= (lane := self.lanes[tier]).past:
+            calm = not 0 <= now - lane.refused_at < _CALM_S
+            if calm and queue_s <= self._target_s:
+                throttle.forget()
         self.told(tier, level, queue_s, now, load)
 
     def ended(self, tier: Tier, cost: float, used: float, outcome: Outcome, now: float) -> None:
@@ -246,6 +261,9 @@ class Intake:
         self.lanes[tier].own -= 1
         if outcome == "refused":
             self._throttles[tier].refused(now)
+            self.lanes[tier].refused_at = now
+            if tier != "vip":
+                self.concurrency.refused()
         if used > 0:
             self.drain.add(used, now)
         if cost != used and self._pace.wait_s(now):
