@@ -79,6 +79,19 @@ class WrongIdentity(TradewindError):
 # The regions.
 
 
+class Overloaded(TradewindError):
+    """No region had room for it in time. `retry_s`: when a try may succeed."""
+
+    retryable = True
+
+    def __init__(self, why: str, retry_s: float) -> None:
+        super().__init__(
+            f"More is asked than can be answered: {why}. Please try again in {retry_s:.3g} s."
+        )
+        self.why = why
+        self.retry_s = retry_s
+
+
 class RegionSilent(TradewindError):
     """A region took the request and then sent nothing for too long."""
 

@@ -147,13 +147,16 @@ def plan(
     views: Views,
     now_s: float,
     directive: Directive = NONE,
+    *,
+    stand_in: bool = False,
 ) -> Plan:
-    """All that `decide` may say of such requests, and how often it says what."""
+    """All that `decide` may say of such requests, and how often it says what. `stand_in`: the
+    model answers for one that the tenant may use (`ModelSpec.substitute`)."""
     model_spec = snapshot.models.get(model)
     tenant_spec = snapshot.tenants.get(tenant)
     if model_spec is None:
         return _refused("unknown_model")
-    if tenant_spec is None or not selects(tenant_spec.models, model):
+    if tenant_spec is None or not (stand_in or selects(tenant_spec.models, model)):
         return _refused("model_not_allowed")
     found = route_for(snapshot, tenant, model)
     if found is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from edge_node.admission.ladder import Quality
 from edge_node.errors import Refused
 from edge_node.forward.detour import Detour
 from edge_node.forward.received import Received
@@ -17,6 +18,8 @@ from edge_node.forward.ways import way_name
 from edge_node.inflight import Cause, Flight
 from runtime import logs
 from topology.load import RegionCount
+from topology.overlay.errors import PathDown
+from topology.overlay.exchange import Take
 from topology.overlay.frames import Accept, End, Request, Tokens
 from topology.routing import Candidate, Decision
 
@@ -41,11 +44,29 @@ class Ask(Struct, frozen=True):
     hedge: bool = False  # a second one may be sent when the first token is late
     weight: float = 1.0  # of the tenant
     cursor: int = 0  # see `topology.cursor`
+    cost: float = 0.0  # in tokens, as far as can be told
+    stand_in: bool = False  # `model` answers in place of the one that was asked for
 
 
 # Of the limit for a first token: later than that, a hedge does not wait.
 HEDGE_AT_MOST = 0.5
 FOREVER = float("inf")
+
+
+class Unsent:
+    """An exchange that there is not, since the way was down."""
+
+    def __init__(self, error: PathDown) -> None:
+        self._error = error
+
+    async def next(self) -> Accept | Tokens | End:
+        raise self._error
+
+    async def pour(self, take: Take) -> Accept | End:
+        raise self._error
+
+    def cancel(self) -> None:
+        """There is nothing to cancel."""
 
 
 class Attempt:
@@ -67,6 +88,7 @@ class Attempt:
         "candidate",
         "ids",
         "moved_at",
+        "quality",
         "seen",
         "text",
         "waiting",
@@ -88,6 +110,7 @@ class Attempt:
         self.candidate: Candidate | None = None
         self.ids = received.ids
         self.text = received.text
+        self.quality: Quality = "full"  # as it was let in
         self.waiting = False  # for a region, in `next`
         self.seen = -1  # see `progress.Stream`
         self.moved_at = 0.0
@@ -102,6 +125,24 @@ class Attempt:
     def show(self) -> None:
         """Clients are being sent what comes, as it comes: it cannot be begun anew."""
         self._shown = True
+
+    @property
+    def model(self) -> str:
+        """The one that answers."""
+        return self._ask.model
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether that is another one than was asked for."""
+        return self._ask.stand_in
+
+    @property
+    def served(self) -> Quality:
+        """How good the answer is, for the client."""
+        detour, candidate = self._detour, self.candidate
+        if detour is None or candidate is None or self.quality != "full":
+            return self.quality
+        return "full" if candidate.region == detour.first else "other-region"
 
     # Sending
 
@@ -148,7 +189,7 @@ class Attempt:
             ask.request_id,
             ask.tenant,
             ask.model,
-            max(1, int((self._flight.deadline - now) * 1000)),
+            max(1, int((self._flight.deadline - now) * 1000 - candidate.rtt_ms / 2)),
             priority,
             number,
             ask.stream,
@@ -162,6 +203,13 @@ class Attempt:
             figures.resumed += 1
         figures.load.at(self._decision.demand_class, candidate.region).issued += 1
         return owner.upstream.open(candidate.region, request, ask.body, candidate.relay)
+
+    def send(self) -> None:
+        """Send it now: whoever counts what is under way counts it. What fails, `next` raises."""
+        try:
+            self._open()
+        except PathDown as error:
+            self._exchange = Unsent(error)
 
     # Receiving
 

@@ -30,6 +30,7 @@ class Choice:
         self._views: Views = {}
         self._kept: dict[tuple[str, str], Plan] = {}
         self._same: dict[tuple[str, str], Decision] = {}  # where no request's draw matters
+        self._standing_in: dict[tuple[str, str], Plan] = {}
 
     @property
     def snapshot(self) -> Snapshot:
@@ -55,6 +56,23 @@ class Choice:
         same = self._same.get((tenant, model))
         return same if same is not None else self._drawn(tenant, model)
 
+    def decide_stand_in(self, tenant: str, model: str) -> Decision:
+        """As `decide`, of a model that answers in place of one that the tenant may use."""
+        self._look()
+        kept = self._standing_in.get((tenant, model))
+        if kept is None or (kept.until_s < _FOREVER and self.clock.wall() >= kept.until_s):
+            kept = self._standing_in[tenant, model] = plan(
+                self._snapshot, self._edge, tenant, model,
+                self._views, self.clock.wall(), self._directive, stand_in=True,
+            )  # fmt: skip
+        return kept.at(self._draw(), self._draw())
+
+    def _look(self) -> None:
+        views = self._read_views()
+        if views is not self._views:
+            self._views = views
+            self._forget()
+
     def _drawn(self, tenant: str, model: str) -> Decision:
         kept = self._kept.get((tenant, model))
         if kept is None or (kept.until_s < _FOREVER and self.clock.wall() >= kept.until_s):
@@ -76,3 +94,4 @@ class Choice:
     def _forget(self) -> None:
         self._kept.clear()
         self._same.clear()
+        self._standing_in.clear()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edge_node.errors import AttemptError
 from edge_node.forward.blame import fault_of, is_death
 from edge_node.forward.ways import Ways
+from topology.cursor import tier_of
 from topology.overlay.errors import OverlayProtocolError, PathDown
 from topology.routing import Candidate, Decision
 
@@ -27,6 +28,7 @@ class Detour:
         "_failures",
         "_owner",
         "decision",
+        "first",
         "hedged",
         "home",
         "ways",
@@ -38,6 +40,7 @@ class Detour:
         self._coming: Candidate | None = None  # where the next attempt goes
         self._failures = 0  # regions that failed, refused or were silent
         self.decision = decision
+        self.first = first.region
         self.hedged = False
         self.home: Candidate | None = None  # the drained region that gave this answer
         self.ways = Ways()
@@ -72,7 +75,7 @@ class Detour:
             return False
         if self._failures >= self._ask.attempts:
             return False
-        coming = self._way()
+        coming = self._way(anywhere=begun)
         if coming is None:
             return False
         if not (begun or is_death(error) or self.home is not None):
@@ -82,10 +85,12 @@ class Detour:
         self._coming = coming
         return True
 
-    def _way(self) -> Candidate | None:
-        """The best way that is left. The world is looked at anew."""
+    def _way(self, anywhere: bool) -> Candidate | None:
+        """The best way that is left. The world is looked at anew. `anywhere`: even where the gate
+        lets nobody new in, as an answer that has begun has cost something already."""
         decision = self._decide()
-        coming = self.ways.next(decision.candidates)
+        open_now = decision.candidates if anywhere else self._admitting(decision)
+        coming = self.ways.next(open_now)
         home = self.home
         if coming is None and home is not None and _only_drained(home.region, decision):
             coming = self.ways.next((home,))
@@ -95,7 +100,17 @@ class Detour:
 
     def other(self, besides: Candidate | None = None) -> Candidate | None:
         """The way that would be taken now; see `Ways.next`."""
-        return self.ways.next(self._decide().candidates, besides)
+        return self.ways.next(self._admitting(self._decide()), besides)
+
+    def _admitting(self, decision: Decision) -> tuple[Candidate, ...]:
+        """The regions that take such a request now."""
+        ask, owner = self._ask, self._owner
+        tier, now = tier_of(ask.priority), owner.now()
+        return tuple(
+            candidate
+            for candidate in decision.candidates
+            if not owner.gate.judge(candidate.region, tier, ask.cursor, ask.cost, now)
+        )
 
     def elsewhere(self, region: str) -> Candidate | None:
         """Where an answer would go if it left `region`, which nothing but a drain forbids."""
@@ -114,7 +129,10 @@ class Detour:
         return True
 
     def _decide(self) -> Decision:
-        return self._owner.choice.decide(self._ask.tenant, self._ask.model)
+        ask, choice = self._ask, self._owner.choice
+        if ask.stand_in:
+            return choice.decide_stand_in(ask.tenant, ask.model)
+        return choice.decide(ask.tenant, ask.model)
 
 
 def _only_drained(region: str, decision: Decision) -> bool:

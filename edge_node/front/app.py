@@ -8,6 +8,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from edge_node.admission.entry import Entry
 from edge_node.admission.quota import Quotas
 from edge_node.cache.exact import ExactCache
 from edge_node.figures import Figures, FirstToken
@@ -57,16 +58,19 @@ class EdgeApp:
         self.quotas = Quotas(rng)
         self.serving = Serving(edge, Keyring(), choice, self.quotas)
         self._now = now
-        self.forwarder = Forwarder(upstream, choice, self.figures, now)
+        self.forwarder = Forwarder(upstream, choice, self.figures, now, rng)
+        self.entry = Entry(self.forwarder, rng)
         self._chat = Chat(
-            self.serving, self.forwarder, self.flights, self.figures, clock, body_timeout_s
-        )
+            self.serving, self.forwarder, self.flights, self.figures, clock, self.entry,
+            body_timeout_s,
+        )  # fmt: skip
         self.pages = Pages(self.serving, upstream.views, self.metrics.expose)
         self._ids = RequestIds(rng)
         self._edge = edge
         self._access_log = access_log
         self.metrics.watch(self.figures.samples)
         self.metrics.watch(self.forwarder.samples)
+        self.metrics.watch(self.entry.samples)
         self.metrics.watch(self._samples)
         self.metrics.watch(self._chat.sharing.samples)
         self.metrics.watch(lambda: self.quotas.samples(now()))
@@ -76,6 +80,7 @@ class EdgeApp:
     def use(self, snapshot: Snapshot) -> None:
         self.serving.use(snapshot)
         self.forwarder.use(snapshot)
+        self.entry.use(snapshot)
         self._chat.sharing.use(snapshot)
         self.quotas.use(snapshot, self._now())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from granian.rsgi import ProtocolClosed as ClientGone  # type: ignore[attr-defined]
 
@@ -14,6 +14,9 @@ from edge_node.front import respond
 from edge_node.front.replies import JSON, Headers
 from topology.resources import TenantSpec
 from topology.wire.chat import ChatError, error_body, error_event
+
+if TYPE_CHECKING:
+    from edge_node.front.lesser import Order
 
 __all__ = ["Call", "ClientGone", "RequestIds"]
 
@@ -60,8 +63,8 @@ class Call:
     """
 
     __slots__ = (
-        "client", "edge", "headers", "http1", "own_id", "request_id", "scope", "status", "stream",
-        "successor",
+        "client", "edge", "headers", "http1", "order", "own_id", "request_id", "scope", "status",
+        "stream", "successor",
     )  # fmt: skip
 
     def __init__(self, scope: Any, client: Any, edge: str, own_id: str) -> None:
@@ -75,12 +78,13 @@ class Call:
         self.request_id = given if given is not None and _SANE_ID.fullmatch(given) else own_id
         self.status = 0
         self.stream: Any = None
+        self.order: Order | None = None  # once it is known what is asked for
         self.successor: asyncio.Task[None] | None = None  # which answers the client instead
 
     def hand_over(self) -> Call:
         """The client, for somebody else to answer: through this one it cannot be any more."""
         other = Call(self.scope, self.client, self.edge, self.own_id)
-        other.status, other.stream = self.status, self.stream
+        other.status, other.stream, other.order = self.status, self.stream, self.order
         self.client, self.stream = _GONE, None
         return other
 

@@ -18,6 +18,7 @@ from edge_node.forward.forwarder import Forwarder
 from edge_node.front import respond
 from edge_node.front.body import read
 from edge_node.front.call import Call, ClientGone
+from edge_node.front.lesser import Lesser, Order
 from edge_node.front.recipient import Recipient
 from edge_node.front.relay import Relay
 from edge_node.front.reuse import Reuse, cache_control, spelling_of
@@ -25,6 +26,7 @@ from edge_node.front.revalidation import Revalidation
 from edge_node.front.sharing import Sharing, repeat_of
 from edge_node.front.work import Work
 from edge_node.inflight import Cause, Flight, Flights
+from edge_node.models.base import EdgeModels
 from edge_node.serving import Serving
 from runtime.clock import Clock
 from runtime.errors import TradewindError
@@ -43,6 +45,7 @@ class Chat:
         flights: Flights,
         figures: Figures,
         clock: Clock,
+        entry: Entry,
         body_timeout_s: float,
     ) -> None:
         self._serving = serving
@@ -52,7 +55,9 @@ class Chat:
         self._clock = clock
         self._body_timeout_s = body_timeout_s
         self._reuse = Reuse(serving, figures)
-        self._entry = Entry(forwarder)
+        self._entry = entry
+        self.models = EdgeModels()
+        self._lesser = Lesser(serving.edge, entry, self._reuse, self.models, clock)
         self.revalidation = Revalidation(
             serving, forwarder, self._entry, flights, figures, self._reuse, clock
         )
@@ -86,7 +91,11 @@ class Chat:
     async def _fail(self, call: Call, error: TradewindError) -> None:
         if call.handed_over:
             return
-        told = respond.chat_error(error)
+        told, order = respond.chat_error(error), call.order
+        if order is not None and told.status >= 500 and call.stream is None:
+            if await self._lesser.reply(call, order, self._forwarder.now()):
+                return
+            self._entry.gave(order.tier, "refused")
         replies = self._figures.replies
         replies[told.status] = replies.get(told.status, 0) + 1
         if call.stream is not None:
@@ -119,6 +128,10 @@ class Chat:
             if found is not None:
                 call.reply(200, *found)
                 return
+        tier = serving.snapshot.tenants[tenant].tier
+        call.order = order = Order(request, key if look else None, tier, flight.deadline)
+        if self._lesser.first(tier) and await self._lesser.reply(call, order, now, standing=True):
+            return
         work = None
         if look and self.sharing.on:
             repeat = repeat_of(call.given_id, spelling)
@@ -158,7 +171,7 @@ class Chat:
             finally:
                 attempts.close()
             self._figures.forwarded += 1
-            if key is not None:
+            if key is not None and not attempts.stands_in:
                 self._reuse.keep(key, request.model, answer, self._forwarder.now())
             if work is not None:
                 work.finish(answer)
@@ -219,4 +232,5 @@ class Chat:
             spec.tier == "vip" and self._forwarder.hedges,
             spec.weight,
             cursor(spec.tier, tenant, user, self._clock.wall(), window_s),
+            self._forwarder.gate.estimate(request.model, len(body), request.max_tokens),
         )

@@ -8,14 +8,13 @@ from edge_node.figures import Figures
 from edge_node.forward.attempts import Attempts
 from edge_node.forward.forwarder import Forwarder
 from edge_node.front.backlog import acknowledged
-from edge_node.front.call import Call
+from edge_node.front.call import QUALITY, Call
 from edge_node.front.event_stream import EventStream
 from edge_node.front.replies import EVENTS, JSON, Answer, Headers, encode, ending
 from edge_node.front.work import Work
 from edge_node.inflight import Flight
 from runtime.clock import Clock
 from topology.overlay.frames import End, Tokens
-from topology.routing import Candidate
 from topology.wire.chat import ChatRequest, ChunkEncoder
 
 
@@ -49,10 +48,10 @@ class Relay:
             hold = _hold if work is None else work.hold
             end = frame if type(frame) is End else await attempts.pour(hold)
         text = "".join(attempts.text)
-        answer = Answer.of(call.own_id, created_s, request.model, text, end)
+        answer = Answer.of(call.own_id, created_s, attempts.model, text, end)
         if not request.stream and not call.handed_over:
             assert attempts.candidate is not None  # it has answered
-            call.reply(200, self._region_headers(JSON, attempts.candidate), encode(answer, request))
+            call.reply(200, self._region_headers(JSON, attempts), encode(answer, request))
             if work is not None:
                 work.call = None
         return answer
@@ -68,8 +67,8 @@ class Relay:
     ) -> End:
         """Pass the answer on as it comes; its last frame is returned."""
         assert attempts.candidate is not None  # it has sent `frame`
-        headers = self._region_headers(EVENTS, attempts.candidate)
-        events = ChunkEncoder(call.own_id, created_s, request.model, request.include_usage)
+        headers = self._region_headers(EVENTS, attempts)
+        events = ChunkEncoder(call.own_id, created_s, attempts.model, request.include_usage)
         send = call.begin_stream(headers).send_bytes
         shown = EventStream(send, events.text, partial(acknowledged, call.scope))
         del send  # the client's stream ends when nothing refers to it: see `EventStream`
@@ -85,20 +84,23 @@ class Relay:
             if not call.handed_over:
                 if work is not None:
                     work.call = None
-                answer = Answer.of(call.own_id, created_s, request.model, "", frame)
+                answer = Answer.of(call.own_id, created_s, attempts.model, "", frame)
                 tail = ending(events, request, answer.finish_reason, answer.usage)
                 await shown.last(head + tail)
         finally:
             shown.close()
         return frame
 
-    def _region_headers(self, kind: Headers, candidate: Candidate) -> Headers:
+    def _region_headers(self, kind: Headers, attempts: Attempts) -> Headers:
+        candidate = attempts.candidate
+        assert candidate is not None  # it has answered
         return [
             *kind,
             ("x-tradewind-served-by", "region"),
             ("x-tradewind-edge", self._edge),
             ("x-tradewind-region", candidate.region),
             ("x-tradewind-path", candidate.path),
+            (QUALITY, attempts.served),
         ]
 
 

@@ -13,6 +13,7 @@ from edge_node.errors import (
     InvalidHeader,
     InvalidKey,
     NotReady,
+    Overloaded,
     Refused,
     RegionSilent,
     RegionStalled,
@@ -50,6 +51,15 @@ def chat_error(error: TradewindError) -> ChatError:
             return _exhausted(error)
         case OverLimit():
             return RateLimited(error)
+        case Overloaded():
+            return ChatError(
+                503,
+                error.message,
+                type="server_error",
+                code="overloaded",
+                retryable=True,
+                retry_after_ms=ceil(error.retry_s * 1000),
+            )
         case ConfigurationStale():
             return _server(503, "configuration_stale", f"This edge is out of date: {error.message}")
         case NotReady():

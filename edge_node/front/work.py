@@ -20,7 +20,6 @@ from edge_node.front.event_stream import EventStream
 from edge_node.front.recipient import Recipient
 from edge_node.front.replies import Answer, Headers
 from edge_node.inflight import Cause, Flight
-from topology.routing import Candidate
 from topology.wire.chat import ChatError, ChatRequest
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class Work:
 
     # By the task that reads it
 
-    def begin(self, created_s: int, headers: Callable[[Headers, Candidate], Headers]) -> None:
+    def begin(self, created_s: int, headers: Callable[[Headers, Attempts], Headers]) -> None:
         """Its first piece is here. `headers`: those of a reply of that kind, from there."""
         self.created_s = created_s
         self._headers = headers
@@ -169,13 +168,10 @@ class Work:
         assert attempts is not None  # it has given the first piece
         attempts.show()
         headers = partial(_headers_of, self._headers, attempts)
-        audience.begin(
-            Origin(self.name, self.created_s, self.request.model, attempts.text, headers)
-        )
+        audience.begin(Origin(self.name, self.created_s, attempts.model, attempts.text, headers))
 
 
 def _headers_of(
-    headers: Callable[[Headers, Candidate], Headers], attempts: Attempts, kind: Headers
+    headers: Callable[[Headers, Attempts], Headers], attempts: Attempts, kind: Headers
 ) -> Headers:
-    assert attempts.candidate is not None  # it has answered
-    return [*headers(kind, attempts.candidate), *SHARED]
+    return [*headers(kind, attempts), *SHARED]
