@@ -42,6 +42,7 @@ class Sharing:
         self._lingering: set[Work] = set()
         self.on = False
         self.followers_max = FOLLOWERS_MAX
+        self.lingering_max = LINGERING_MAX
         self.coalesced = 0
         self.repeats = 0
         self.lingered = 0
@@ -103,7 +104,7 @@ class Sharing:
     def may_linger(self, work: Work) -> bool:
         """Whether it may go on for nobody. Not what waits still for its turn."""
         sent = work.attempts is not None and work.attempts.candidate is not None
-        return self.on and sent and self._linger_s > 0 and len(self._lingering) < LINGERING_MAX
+        return self.on and sent and self._linger_s > 0 and len(self._lingering) < self.lingering_max
 
     def linger(self, work: Work) -> None:
         """It goes on for nobody, for a while: whoever asks again finds it."""
