@@ -46,7 +46,7 @@ class Site:
     """Identities, settings and processes under one folder.
 
     `code`: the checkout that the processes run, when it is not this one; `name` begins the names
-    of their logs.
+    of their logs; `specs`: further resources, by kind and name.
     """
 
     def __init__(
@@ -57,12 +57,14 @@ class Site:
         context_tokens: int = 2048,
         code: Path = ROOT,
         name: str = "",
+        specs: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
     ) -> None:
         self.directory = directory
         self._cache_ttl_s = cache_ttl_s
         self._context_tokens = context_tokens
         self._code = code
         self._name = name
+        self._specs = dict(specs or {})
         self.http_port = free_port()
         self.overlay_port = free_port()
         self.url = f"http://127.0.0.1:{self.http_port}{PATH}"
@@ -115,7 +117,7 @@ class Site:
     def _snapshot(self) -> Snapshot:
         place = {"city": "x", "latitude": 1.3, "longitude": 103.8, "jurisdiction": "SG"}
         cores = {"cores": [f"127.0.0.1:{self.overlay_port}"], "capacity_tokens_per_s": 1e6}
-        specs: dict[tuple[str, str], dict[str, Any]] = {
+        specs: dict[tuple[str, str], Mapping[str, Any]] = {
             ("Region", REGION): place | cores,
             ("EdgeSite", EDGE): place | {"addresses": ["127.0.0.1"]},
             ("Model", MODEL): {
@@ -126,7 +128,8 @@ class Site:
             ("Route", "all"): {"models": ["*"], "tenants": ["*"], "regions": [REGION]},
             ("Tenant", "acme"): {"tier": "vip", "api_keys": [api_key.digest(KEY)]},
         }
-        documents = [{"kind": k, "name": n, "spec": spec} for (k, n), spec in specs.items()]
+        all_specs = (specs | self._specs).items()
+        documents = [{"kind": k, "name": n, "spec": spec} for (k, n), spec in all_specs]
         return Snapshot.build(1, [parse(document, "benchmark") for document in documents])
 
 

@@ -43,9 +43,10 @@ class Envoy:
             *("--drain-time-s", "1", "--parent-shutdown-time-s", "2"),
         )
         settings = (
-            "least request; admission control at 95% success; adaptive concurrency up to "
-            f"{cores.in_time} (VIP keys exempt, with a circuit breaker of their own); 2 retries "
-            f"within {_BUDGET_PERCENT:g}%; outlier detection, one core at most; health checks"
+            "least request; admission control at 95% success; adaptive concurrency, "
+            f"{cores.busy} at most, VIP keys exempt and up to {cores.in_time}; deadlines and "
+            f"priorities passed on; 2 retries within {_BUDGET_PERCENT:g}%; outlier detection, one "
+            "core at most; health checks every second"
         )
         return Launch(command=command, settings=settings)
 
@@ -89,12 +90,15 @@ def _listener(cores: Cores, port: int) -> dict[str, Any]:
 
 
 def _routes(cores: Cores) -> dict[str, Any]:
-    """VIP keys by a route of their own: past the shedding filters, at high priority."""
+    """VIP keys by a route of their own: past the shedding filters, at high priority, and with
+    the header (RFC 9218) that puts them first in a core; clients may not send that themselves.
+    The deadline goes along, so that a core can drop what nobody waits for any more."""
     action = {
         "cluster": "cores",
         "timeout": f"{cores.deadline_s:g}s",
         "retry_policy": _retry_policy(),
     }
+    deadline = _header("x-request-timeout-ms", str(round(1000 * cores.deadline_s)))
     off = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
     vip = [
         {
@@ -105,12 +109,24 @@ def _routes(cores: Cores) -> dict[str, Any]:
                 ],
             },
             "route": action | {"priority": "HIGH"},
+            "request_headers_to_add": [_header("priority", "u=0"), deadline],
             "typed_per_filter_config": {_ADMISSION: off, _CONCURRENCY: off},
         }
         for key in cores.vip_keys
     ]
-    rest = {"match": {"prefix": "/"}, "route": action}
+    rest = {
+        "match": {"prefix": "/"},
+        "route": action,
+        "request_headers_to_remove": ["priority"],
+        "request_headers_to_add": [deadline],
+    }
     return {"name": "all", "domains": ["*"], "routes": [*vip, rest]}
+
+
+def _header(name: str, value: str) -> dict[str, Any]:
+    """One that replaces the client's own."""
+    header = {"key": name, "value": value}
+    return {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def _retry_policy() -> dict[str, Any]:
@@ -160,7 +176,7 @@ def _adaptive_concurrency(cores: Cores) -> dict[str, Any]:
         "gradient_controller_config": {
             "sample_aggregate_percentile": {"value": 50},
             "concurrency_limit_params": {
-                "max_concurrency_limit": cores.in_time,
+                "max_concurrency_limit": cores.busy,
                 "concurrency_update_interval": "0.5s",
             },
             "min_rtt_calc_params": {
@@ -177,12 +193,15 @@ def _cluster(cores: Cores) -> dict[str, Any]:
     for address in cores.addresses:
         host, _, port = address.rpartition(":")
         endpoints.append({"endpoint": {"address": _address(host, int(port))}})
-    most = cores.in_time
     budget = {
         "budget_percent": {"value": _BUDGET_PERCENT},
         "min_retry_concurrency": 3,
     }
-    limits = {"max_connections": 4 * most, "max_pending_requests": most, "retry_budget": budget}
+    limits = {
+        "max_connections": 2 * cores.in_time,
+        "max_pending_requests": cores.in_time,
+        "retry_budget": budget,
+    }
     return {
         "name": "cores",
         "type": "STATIC",
@@ -215,8 +234,8 @@ def _cluster(cores: Cores) -> dict[str, Any]:
         },
         "circuit_breakers": {
             "thresholds": [
-                {"priority": "DEFAULT", "max_requests": most, **limits},
-                {"priority": "HIGH", "max_requests": 4 * most, **limits},
+                {"priority": "DEFAULT", "max_requests": cores.busy, **limits},
+                {"priority": "HIGH", "max_requests": cores.in_time, **limits},
             ]
         },
         "common_lb_config": {"healthy_panic_threshold": {"value": 34}},

@@ -51,7 +51,7 @@ class LiteLLM:
 
 def _parallel(cores: Cores) -> int:
     """In flight to one core from one worker; more wait in the worker."""
-    return max(1, ceil(cores.in_time / len(cores.addresses) / _WORKERS))
+    return max(1, ceil(cores.busy / len(cores.addresses) / _WORKERS))
 
 
 def config(cores: Cores) -> dict[str, Any]:
@@ -64,6 +64,8 @@ def config(cores: Cores) -> dict[str, Any]:
                 "api_base": f"http://{address}/v1",
                 "api_key": "none",
                 "max_parallel_requests": _parallel(cores),
+                "max_retries": 0,  # the router's are enough
+                "extra_headers": {"x-request-timeout-ms": str(round(1000 * cores.deadline_s))},
             },
         }
         for address in cores.addresses

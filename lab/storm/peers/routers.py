@@ -45,8 +45,8 @@ class VllmRouter:
 
 
 def _launch(start: tuple[str, ...], cores: Cores, port: int) -> Launch:
-    in_flight = cores.in_time
-    queue = ceil(cores.capacity_rps * cores.deadline_s / 4)
+    in_flight = cores.busy
+    queue = cores.in_time
     options = {
         "--host": HOST,
         "--port": port,
@@ -57,14 +57,16 @@ def _launch(start: tuple[str, ...], cores: Cores, port: int) -> Launch:
         "--request-timeout-secs": ceil(cores.deadline_s),
         "--max-concurrent-requests": in_flight,
         "--queue-size": queue,
-        "--queue-timeout-secs": max(1, round(cores.deadline_s / 4)),
-        "--rate-limit-tokens-per-second": ceil(cores.capacity_rps),
+        "--queue-timeout-secs": max(1, round(cores.deadline_s / 2)),
+        # The bucket of requests in flight gets back what has ended, and these besides; by default
+        # as many as it holds, which is no limit at all.
+        "--rate-limit-tokens-per-second": 1,
         "--retry-max-retries": 2,
         "--retry-initial-backoff-ms": 50,
         "--retry-max-backoff-ms": 1000,
-        "--cb-failure-threshold": 10,
-        "--cb-success-threshold": 2,
-        "--cb-timeout-duration-secs": 5,
+        "--cb-failure-threshold": 30,
+        "--cb-success-threshold": 1,
+        "--cb-timeout-duration-secs": 2,
         "--cb-window-duration-secs": 10,
         "--health-check-endpoint": "/readyz",
         "--health-check-interval-secs": 2,
@@ -75,8 +77,8 @@ def _launch(start: tuple[str, ...], cores: Cores, port: int) -> Launch:
     words = (word for name, value in options.items() for word in (name, str(value)))
     urls = (f"http://{address}" for address in cores.addresses)
     settings = (
-        f"power of two choices; {in_flight} in flight, {queue} queued for at most a quarter of "
-        "the deadline; 2 attempts after the first, with backoff; circuit breaker of 10 failures, "
-        "5 s; health checks of /readyz every 2 s"
+        f"power of two choices; {in_flight} in flight, {queue} queued for at most half of "
+        "the deadline; 2 attempts after the first, with backoff; circuit breaker of 30 failures, "
+        "2 s; health checks of /readyz every 2 s"
     )
     return Launch(command=(*start, *words, "--worker-urls", *urls), settings=settings)
