@@ -91,7 +91,13 @@ class Count:
     def tokens(self, position: int, ids: tuple[int, ...], text: str) -> None:
         self.tokens_seen += len(ids)
 
-    def end(self, finish_reason: FinishReason, prompt_tokens: int, completion_tokens: int) -> None:
+    def end(
+        self,
+        finish_reason: FinishReason,
+        prompt_tokens: int,
+        completion_tokens: int,
+        age_s: float | None = None,
+    ) -> None:
         self.over.set_result(None)
 
     def failed(self, failed: Failed) -> None:

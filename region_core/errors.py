@@ -87,5 +87,14 @@ class AddressTaken(TradewindError):
     """Somebody else listens there, or the address is not this machine's."""
 
 
+class NoRedis(TradewindError):
+    """The settings name a Redis, and the package that talks to it is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the package redis is not installed", hint="pip install 'tradewind[redis]'"
+        )
+
+
 class NoDevice(TradewindError):
     """The device that the settings name is not there."""

@@ -30,6 +30,7 @@ class Job(Struct, frozen=True, kw_only=True):
     resume: tuple[int, ...] = ()
     weight: float = 1.0
     cursor: int = 0
+    reuse: bool = True  # an answer that is there already will do, and this one may be kept
 
 
 class Failed(Struct, frozen=True):
@@ -82,9 +83,16 @@ class Sink(Protocol):
         """
         ...
 
-    def end(self, finish_reason: FinishReason, prompt_tokens: int, completion_tokens: int) -> None:
+    def end(
+        self,
+        finish_reason: FinishReason,
+        prompt_tokens: int,
+        completion_tokens: int,
+        age_s: float | None = None,
+    ) -> None:
         """The answer is whole. `completion_tokens` counts every token of it, also those that
-        the client already had; the token that ends a turn is not counted."""
+        the client already had; the token that ends a turn is not counted. `age_s`: it was there
+        already, since then."""
         ...
 
     def failed(self, failed: Failed) -> None: ...
@@ -144,6 +152,10 @@ def given_up() -> Failed:
     """It waited longer than was foreseen; it may be in time elsewhere, just."""
     message = "The region is full: the answer could no longer be in time."
     return Failed("overloaded", message, 503, True, cause="given_up")
+
+
+def internal() -> Failed:
+    return Failed("internal", "The core failed to serve this request.", 500, True)
 
 
 def draining() -> Failed:

@@ -10,6 +10,8 @@ from random import Random
 import msgspec
 
 from region_core import relaying
+from region_core.answers import Answers, Terms
+from region_core.answers_redis import RedisAnswers
 from region_core.engine.base import Engine
 from region_core.engine.base import Limits as EngineLimits
 from region_core.engine.channel import Setup
@@ -63,6 +65,9 @@ class Core:
             queue_target_s=scheduling.queue_target_ms / 1000,
             protect=scheduling.protect,
         )
+        self.service.answers = answers = _answers(settings, self.service, clock)
+        if answers is not None:
+            self.metrics.watch(answers.samples)
         self.ingress = OverlayIngress(self.service, settings.region, clock)
         self.overlay: OverlayServer | None = None
         self.http: Listener | None = None
@@ -111,6 +116,8 @@ class Core:
         """Refuse what is new, finish what is under way within the grace, let everything go."""
         grace_s = self._settings.shutdown_grace_ms / 1000
         await self.service.drain(grace_s)  # what heartbeats say meanwhile
+        if self.service.answers is not None:
+            await self.service.answers.close()
         if self._member is not None:
             await self._member.close()
         if self.overlay is not None:
@@ -140,6 +147,8 @@ class Core:
         spec = snapshot.models.get(self._settings.model)
         own = offer_of(self._settings, self.service.engine)
         self.service.offer = own if spec is None else narrowed(own, spec)
+        if self.service.answers is not None:
+            self.service.answers.use(Terms.of(spec, snapshot.policy))
         self.service.aim(snapshot.policy.overload.queue_target_ms / 1000)
         if spec is None or self._settings.region not in spec.regions:
             log.warning(
@@ -179,6 +188,30 @@ class Core:
                 yield Sample(f"tradewind_core_overlay_{name}_total", text, getattr(counters, name))
             if self.overlay.relay is not None:
                 yield from relaying.samples(self.overlay.relay)
+
+
+def _answers(settings: CoreSettings, service: CoreService, clock: Clock) -> Answers | None:
+    """None where it is turned off, or an answer costs nothing."""
+    asked, engine = settings.answers, service.engine
+    instant = isinstance(engine, SimEngine) and engine.instant
+    if not asked.enabled or not settings.scheduling.protect or instant:
+        return None
+    redis = RedisAnswers(asked.redis, clock) if asked.redis is not None else None
+    return Answers(
+        identity_of(settings, engine),
+        lambda: service.offer,
+        lambda: service.load,
+        clock,
+        redis,
+        anonymous=asked.anonymous,
+    )
+
+
+def identity_of(settings: CoreSettings, engine: Engine) -> str:
+    """Stands for what runs here: another identity, other answers."""
+    runs = settings.sim if settings.engine == "sim" else settings.torch.weights
+    parts = (engine.description, runs)
+    return msgspec.json.encode(msgspec.to_builtins(parts, enc_hook=str)).decode()
 
 
 class _RequestIds:

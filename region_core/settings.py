@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from region_core.answers_redis import RedisSettings
 from region_core.engine.sim import SimSettings
 from runtime.identity import IdentityFiles
 from topology.fields import HostPort, ModelName, Name
@@ -65,6 +66,20 @@ class SchedulingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     protect: bool = True
 
 
+class AnswersSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The regional tier of the response cache. How much it holds says the policy
+    (`cache.regional_max_bytes`), for how long the model (`cache_ttl_s`): without a configuration
+    there is none.
+
+    `anonymous`: plain HTTP says nothing of tenants, so its answers are not kept, unless whoever
+    may reach it may also see what others of it have asked.
+    """
+
+    enabled: bool = True
+    anonymous: bool = False
+    redis: RedisSettings | None = None  # shared by the cores of the region
+
+
 class CoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A region core.
 
@@ -83,6 +98,7 @@ class CoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     torch: TorchSettings = TorchSettings()
     sim: SimSettings = SimSettings()
     scheduling: SchedulingSettings = SchedulingSettings()
+    answers: AnswersSettings = AnswersSettings()
     overlay_server: ServerSettings = ServerSettings()
     relay: RelaySettings = RelaySettings()  # for other regions' datagrams
     control_plane: tuple[HostPort, ...] = ()  # none: the core serves without one

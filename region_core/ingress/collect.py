@@ -35,7 +35,13 @@ class Collector:
             self._text.append(text)
             self._more.set()
 
-    def end(self, finish_reason: FinishReason, prompt_tokens: int, completion_tokens: int) -> None:
+    def end(
+        self,
+        finish_reason: FinishReason,
+        prompt_tokens: int,
+        completion_tokens: int,
+        age_s: float | None = None,
+    ) -> None:
         self.outcome = Outcome(finish_reason, prompt_tokens, completion_tokens)
         self._more.set()
 

@@ -18,6 +18,7 @@ from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
 from region_core.ingress.collect import Collector, Outcome
 from region_core.ingress.place import sane_cursor, urgency_of
+from region_core.ingress.reuse import reuse_of
 from region_core.job import Failed, Job
 from region_core.service import CoreService
 from runtime import logs
@@ -192,6 +193,7 @@ class HttpApp:
             deadline_s=self._clock.now() + deadline_ms / 1000,
             urgency=urgency,
             cursor=sane_cursor(0, urgency, "", request.user or request_id, self._clock),
+            reuse=reuse_of(scope.headers.get("cache-control")),
         )
 
     # Pages

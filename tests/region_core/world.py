@@ -31,6 +31,7 @@ class Recorder:
         self.pieces: list[str] = []
         self.finish: FinishReason | None = None
         self.usage = (-1, -1)
+        self.age_s: float | None = None
         self.failure: Failed | None = None
         self.base: int | None = None
         self.over = asyncio.Event()
@@ -52,11 +53,18 @@ class Recorder:
         self.pieces.append(text)
         self.began.set()
 
-    def end(self, finish_reason: FinishReason, prompt_tokens: int, completion_tokens: int) -> None:
+    def end(
+        self,
+        finish_reason: FinishReason,
+        prompt_tokens: int,
+        completion_tokens: int,
+        age_s: float | None = None,
+    ) -> None:
         assert not self.over.is_set()
         self.calls.append("end")
         self.finish = finish_reason
         self.usage = (prompt_tokens, completion_tokens)
+        self.age_s = age_s
         self.over.set()
 
     def failed(self, failed: Failed) -> None:
