@@ -55,6 +55,7 @@ class Figures:
         "stalled",
         "stalls",
         "streams_broken",
+        "waited_for_ways",
     )
 
     def __init__(self) -> None:
@@ -76,9 +77,15 @@ class Figures:
         self.stalled = 0  # attempts given up because of that
         self.cancelled = 0  # exchanges that we gave up
         self.streams_broken = 0  # streams that ended with an error event
+        self.waited_for_ways = 0  # answers that went on when a way that had died lived again
         self.first_token = Histogram(FIRST_TOKEN_BOUNDS_S)
         self.region_load: dict[str, float] = {}  # as each region last said
         self.load = LoadCounts()  # for load reports, which take it away each second
+
+    def keep(self, regions: Iterable[str]) -> None:
+        """Forget what every region but these said."""
+        kept = set(regions)
+        self.region_load = {r: load for r, load in self.region_load.items() if r in kept}
 
     def samples(self) -> Iterable[Sample]:
         one = (
@@ -95,6 +102,11 @@ class Figures:
             ("stalls", "Times that everything in a region stood still.", self.stalls),
             ("stalled", "Attempts given up because of that.", self.stalled),
             ("cancelled", "Exchanges given up because nobody waited.", self.cancelled),
+            (
+                "waited_for_ways",
+                "Answers that waited for a way to live again.",
+                self.waited_for_ways,
+            ),
             ("streams_broken", "Streams that ended with an error.", self.streams_broken),
         )
         for name, text, value in one:

@@ -10,7 +10,8 @@ every attempt.
 Which way is next: `edge_node.forward.detour`. How often: at most `Policy.attempts` that a region
 failed, refused or left unanswered, the retry of a request that has no answer yet being paid from
 the edge's budget; what died or stalled under a request costs nothing; all in all `MOST_WAYS` that
-gave nothing. Why: docs/decisions/0015-one-budget.md.
+gave nothing. Why: docs/decisions/0015-one-budget.md. An answer that has begun, and has no way left
+to go since one died, waits for one to live again, `Forwarder.way_back_s` at most.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ import asyncio
 from collections.abc import Callable
 
 from edge_node.errors import AttemptError, AttemptsExhausted, RegionSilent, RegionStalled
-from edge_node.forward.attempt import Attempt
+from edge_node.forward.attempt import FOREVER, Attempt
 from edge_node.forward.blame import blames_tokens, fault_of, is_clients_fault
 from edge_node.forward.race import Line, LineError, Race
 from edge_node.inflight import PASSING, Cause
 from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
 from topology.overlay.exchange import Take
 from topology.overlay.frames import Accept, End, Tokens
+
+# How often it is looked whether a way lives again: seldomer, the longer that takes.
+LOOK_FIRST_S, LOOK_LAST_S = 0.05, 0.25
 
 
 class Attempts(Attempt):
@@ -92,7 +96,8 @@ class Attempts(Attempt):
                     self._note(self.candidate.region, frame)
             except (PathDown, RegionFailure, OverlayProtocolError) as error:
                 self.waiting = False
-                self._fail(error)
+                if not self._fail(error):
+                    await self._way_back(error)
             except asyncio.CancelledError:
                 self.waiting = False
                 if self._flight.cause not in PASSING:
@@ -111,8 +116,9 @@ class Attempts(Attempt):
 
     # Going on elsewhere
 
-    def _fail(self, error: AttemptError) -> None:
-        """Make ready for the next attempt, or raise `AttemptsExhausted`."""
+    def _fail(self, error: AttemptError) -> bool:
+        """Make ready for the next attempt, or raise `AttemptsExhausted`. Whether it is ready: if
+        not, there is no way now, and there may be one soon."""
         candidate, detour = self.candidate, self._detours()
         assert candidate is not None  # it has failed
         self._owner.figures.failed_attempts += 1
@@ -127,10 +133,39 @@ class Attempts(Attempt):
         detour.rule_out(candidate, error, gave=gave)
         stuck = self._shown and not self._received.resumable
         if stuck or not detour.may_go_on(error, begun=bool(self.text)):
+            if isinstance(error, PathDown) and self.text and not stuck:
+                return False
             if theirs:
                 self._count_lost()
-            raise AttemptsExhausted(error, tuple(self.tried), self._shown) from error
-        self._decision = detour.decision
+            raise self._exhausted(error) from error
+        self._go_on(error)
+        return True
+
+    async def _way_back(self, error: AttemptError) -> None:
+        """Wait for a way to live again, and make ready; or raise `AttemptsExhausted`."""
+        owner, flight, detour = self._owner, self._flight, self._detours()
+        until, look_s = owner.now() + owner.way_back_s, LOOK_FIRST_S
+        flight.stage(FOREVER, Cause.SILENCE)  # no region is to blame meanwhile
+        while (left_s := until - owner.now()) > 0.0:
+            try:
+                await asyncio.sleep(min(look_s, left_s))
+            except asyncio.CancelledError:
+                if flight.cause not in PASSING:
+                    raise
+                flight.carry_on()
+            if detour.may_go_on(error, begun=True):
+                owner.figures.waited_for_ways += 1
+                self._go_on(error)
+                return
+            look_s = min(LOOK_LAST_S, 2.0 * look_s)
+        self._count_lost()
+        raise self._exhausted(error) from error
+
+    def _exhausted(self, error: AttemptError) -> AttemptsExhausted:
+        return AttemptsExhausted(error, tuple(self.tried), self._shown)
+
+    def _go_on(self, error: AttemptError) -> None:
+        self._decision = self._detours().decision
         # What nobody has seen is not carried on from a region that lies.
         if not self._received.resumable or (
             not self._shown and isinstance(error, OverlayProtocolError)

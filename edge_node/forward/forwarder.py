@@ -20,6 +20,10 @@ from runtime.metrics import Sample
 from topology.routing import Decision
 from topology.snapshot import Snapshot
 
+BOUNDLESS_PER_S = 1e9
+
+WAY_BACK_S = 3.0  # an answer that has begun waits so long for a way, where none is left
+
 
 class Forwarder:
     """Starts attempts; one for the whole worker. `now` is the event loop's clock."""
@@ -41,6 +45,7 @@ class Forwarder:
         self.first_tokens = FirstTokens()
         self.watch = Watch(upstream, choice, figures)
         self.hedges = True
+        self.way_back_s = WAY_BACK_S
 
     def begin(self, ask: Ask, decision: Decision, flight: Flight) -> Attempts:
         """Read it to its end, and `close` it in any case."""
@@ -54,6 +59,11 @@ class Forwarder:
         self.budget.share = policy.budget_share
         self.budget.min_per_s = policy.budget_min_per_s
         self.hedges = policy.hedge
+        if not snapshot.policy.overload.protect:  # for comparison: as if retries cost nothing
+            self.budget.min_per_s, self.hedges = BOUNDLESS_PER_S, False
+        self.watch.keep(snapshot.regions)
+        self.first_tokens.keep(snapshot.regions)
+        self.figures.keep(snapshot.regions)
         self.gate.use(snapshot.policy.overload)
         self.gate.keep(snapshot.regions)
 

@@ -6,6 +6,7 @@ Learnt from each region's recent first tokens, as this edge saw them.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 REMEMBERED = 64  # first tokens of each region
 ENOUGH = 8  # below it nothing is known
@@ -27,7 +28,7 @@ class _Seen:
 
 
 class FirstTokens:
-    """How long first tokens took, by region. As many regions as were ever asked."""
+    """How long first tokens took, by region."""
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
@@ -44,6 +45,11 @@ class FirstTokens:
             seen.due += min(seen.added, _WORKED_OUT_EVERY)
             ordered = sorted(seen.times_s)
             seen.late_s = ordered[min(int(QUANTILE * len(ordered)), len(ordered) - 1)]
+
+    def keep(self, regions: Iterable[str]) -> None:
+        """Forget every region but these."""
+        kept = set(regions)
+        self._seen = {region: seen for region, seen in self._seen.items() if region in kept}
 
     def late_s(self, region: str, rtt_ms: float, most_s: float) -> float:
         """How long to wait for a first token from there before it counts as late."""

@@ -121,6 +121,11 @@ class Progress:
         for pace in self._paces.values():
             pace.streams = 0
 
+    def keep(self, regions: Iterable[str]) -> None:
+        """Forget every region but these."""
+        kept = set(regions)
+        self._paces = {region: p for region, p in self._paces.items() if region in kept}
+
     def limit_s(self, region: str) -> float:
         """How long all answers there may stand still."""
         pace = self._paces.get(region)

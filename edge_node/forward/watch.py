@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from math import ceil
 from typing import Protocol
 
@@ -57,6 +58,10 @@ class Watch:
         self._live.add(answer)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+
+    def keep(self, regions: Iterable[str]) -> None:
+        """Forget what is known of every region but these."""
+        self._progress.keep(regions)
 
     def _look(self) -> None:
         if not self._live:

@@ -74,6 +74,7 @@ class World:
             tenant=story.tenant,
             hedge=False,  # a story says itself when something is late
         )
+        self.trip.forwarder.way_back_s = 0.0  # nor does it wait for what it does not tell of
         try:
             return await asyncio.wait_for(self.trip.run(pour=story.pour), 20)
         except (AttemptsExhausted, Refused) as error:
