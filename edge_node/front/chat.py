@@ -140,7 +140,7 @@ class Chat:
                 await self._follow(call, flight, request, work)
                 return
             work = self.sharing.open(key, repeat, call, request, flight)
-        ask = self._ask(call, tenant, request, body)
+        ask = self._ask(call, tenant, request, body, look)
         try:
             await self._forward(call, flight, ask, request, decision, key, work)
         except AttemptsExhausted as error:
@@ -171,7 +171,7 @@ class Chat:
             finally:
                 attempts.close()
             self._figures.forwarded += 1
-            if key is not None and not attempts.stands_in:
+            if key is not None and not attempts.stands_in and not attempts.joined:
                 self._reuse.keep(key, request.model, answer, self._forwarder.now())
             if work is not None:
                 work.finish(answer)
@@ -214,7 +214,8 @@ class Chat:
         if error is not None:
             await self._fail(recipient.call, error)
 
-    def _ask(self, call: Call, tenant: str, request: ChatRequest, body: bytes) -> Ask:
+    def _ask(self, call: Call, tenant: str, request: ChatRequest, body: bytes, look: bool) -> Ask:
+        """`look`: an answer will do that is there already."""
         serving = self._serving
         spec = serving.snapshot.tenants[tenant]
         user = request.user or call.address
@@ -233,4 +234,5 @@ class Chat:
             spec.weight,
             cursor(spec.tier, tenant, user, self._clock.wall(), window_s),
             self._forwarder.gate.estimate(request.model, len(body), request.max_tokens),
+            look,
         )

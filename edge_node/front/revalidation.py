@@ -90,10 +90,16 @@ class Revalidation:
             self._flights.close(flight)
 
     async def _receive(self, key: AnswerKey, ask: Ask, attempts: Attempts) -> None:
+        quotas, used = self._serving.quotas, 0.0
+        quotas.charge(ask.tenant, ask.cost)
         try:
             end = await attempts.pour(_hold)
+            used = float(end.prompt_tokens + end.completion_tokens)
         finally:
             attempts.close()
+            quotas.settle(ask.tenant, ask.cost, used)
+        if attempts.joined or attempts.stands_in:
+            return
         self._figures.forwarded += 1
         created_s = int(self._clock.wall())
         text = "".join(attempts.text)
@@ -116,6 +122,7 @@ class Revalidation:
             serving.snapshot.models[request.model].context_tokens,
             weight=serving.snapshot.tenants[tenant].weight,
             cursor=MAX_CURSOR,
+            cost=self._forwarder.gate.estimate(request.model, len(body), request.max_tokens),
         )
 
 
