@@ -45,7 +45,6 @@ class Ask(Struct, frozen=True):
     weight: float = 1.0  # of the tenant
     cursor: int = 0  # see `topology.cursor`
     cost: float = 0.0  # in tokens, as far as can be told
-    reuse: bool = True  # see `topology.overlay.frames.Request`
     stand_in: bool = False  # `model` answers in place of the one that was asked for
 
 
@@ -84,11 +83,11 @@ class Attempt:
         "_opened",
         "_owner",
         "_pouring",
+        "_promised",
         "_received",
         "_shown",
         "candidate",
         "ids",
-        "joined",
         "moved_at",
         "quality",
         "seen",
@@ -108,12 +107,12 @@ class Attempt:
         self._shown = False  # the client has been sent part of this answer
         self._opened = 0.0  # when the attempt under way began; 0: its first token has come
         self._pouring = False  # its region is waited for in `pour`
+        self._promised = 0.0  # the deadline that was sent; others may wait for longer
         self._received = received = Received(ask.most_tokens)
         self.candidate: Candidate | None = None
         self.ids = received.ids
         self.text = received.text
         self.quality: Quality = "full"  # as it was let in
-        self.joined = False  # of parts that more than one attempt gave
         self.waiting = False  # for a region, in `next`
         self.seen = -1  # see `progress.Stream`
         self.moved_at = 0.0
@@ -185,6 +184,7 @@ class Attempt:
     def _send(self, candidate: Candidate, now: float, number: int) -> Exchange:
         """`number`: of the attempt, from 1."""
         ask, owner, ids = self._ask, self._owner, self.ids
+        self._promised = self._flight.deadline
         priority = ask.priority
         if ids and priority:
             priority -= 1  # an answer that has begun goes before a new one, where a queue is full
@@ -199,13 +199,11 @@ class Attempt:
             tuple(ids),
             ask.weight,
             ask.cursor,
-            ask.reuse,
         )
         figures = owner.figures
         figures.attempts += 1
         if ids:
             figures.resumed += 1
-            self.joined = True
         figures.load.at(self._decision.demand_class, candidate.region).issued += 1
         return owner.upstream.open(candidate.region, request, ask.body, candidate.relay)
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from edge_node.errors import AttemptError, AttemptsExhausted, RegionSilent, RegionStalled
 from edge_node.forward.attempt import FOREVER, Attempt
-from edge_node.forward.blame import blames_tokens, fault_of, is_clients_fault
+from edge_node.forward.blame import blames_tokens, fault_of, is_clients_fault, is_deadline
 from edge_node.forward.race import Line, LineError, Race
 from edge_node.inflight import PASSING, Cause
 from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
@@ -30,6 +30,9 @@ from topology.overlay.frames import Accept, End, Tokens
 
 # How often it is looked whether a way lives again: seldomer, the longer that takes.
 LOOK_FIRST_S, LOOK_LAST_S = 0.05, 0.25
+
+# Whoever waits so much longer than the region was told is worth asking it again.
+LONGER_S = 0.1
 
 
 class Attempts(Attempt):
@@ -121,6 +124,10 @@ class Attempts(Attempt):
         not, there is no way now, and there may be one soon."""
         candidate, detour = self.candidate, self._detours()
         assert candidate is not None  # it has failed
+        if is_deadline(error) and self._flight.deadline > self._promised + LONGER_S:
+            self._drop()
+            detour.again(candidate)
+            return True
         self._owner.figures.failed_attempts += 1
         self._tell_fault(candidate.region, error)
         if blames_tokens(error) and self.ids:

@@ -35,6 +35,11 @@ def fault_of(error: AttemptError) -> str:
     return "it took a request and gave nothing" if isinstance(error, RegionSilent) else ""
 
 
+def is_deadline(error: AttemptError) -> bool:
+    """Whether the time that the region was given had passed, or would not have been enough."""
+    return isinstance(error, RegionFailure) and error.failure.code == "deadline"
+
+
 def blames_tokens(error: AttemptError) -> bool:
     """Whether a region refused what another region had given: the client never sent those."""
     return isinstance(error, RegionFailure) and error.failure.param == "resume_tokens"

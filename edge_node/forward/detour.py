@@ -53,6 +53,11 @@ class Detour:
         self.ways.go(coming)
         return coming
 
+    def again(self, candidate: Candidate) -> None:
+        """Go the same way: who waits now waits longer than the one for whom it was gone."""
+        self.ways.reopen(candidate)
+        self._coming = candidate
+
     def rule_out(self, candidate: Candidate, error: AttemptError, *, gave: bool = False) -> None:
         """What is not to be gone again after an attempt there ended so. `gave`: part of the
         answer came that way, so that it may be gone again once it lives again."""

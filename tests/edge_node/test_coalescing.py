@@ -23,7 +23,8 @@ from tests.edge_node.worlds import (
     upstream,
 )
 from tests.topology.worlds import document
-from topology.overlay.frames import Accept, End, Request, Tokens
+from topology.overlay.errors import RegionFailure
+from topology.overlay.frames import Accept, End, Failure, Request, Tokens
 
 pytestmark = pytest.mark.usefixtures("small_buffers")
 __all__ = ["small_buffers"]
@@ -303,6 +304,42 @@ def test_only_so_many_linger() -> None:
         assert len(crowd.sharing._lingering) == 3 and crowd.regions.cancelled == 2
 
     tell(story)
+
+
+def strict(region: str, *, at_once: bool) -> Region:
+    """A region that stops an answer at the deadline that it was told, or does not begin one that
+    it cannot end by then."""
+
+    async def answer(request: Request, body: bytes) -> Answer:
+        failure = RegionFailure(region, Failure("deadline", "too late", 504, retryable=False))
+        if at_once and request.deadline_ms < 1_000:
+            await asyncio.sleep(0.1)
+            raise failure
+        until = asyncio.get_running_loop().time() + request.deadline_ms / 1000
+        async for frame in answering(region, pause_s=PAUSE_S)(request, body):
+            if asyncio.get_running_loop().time() >= until:
+                raise failure
+            yield frame
+
+    return answer
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_first_ones_deadline_is_not_the_others(stream: bool, at_once: bool) -> None:
+    async def story(crowd: Crowd) -> None:
+        first = crowd.ask({"x_tradewind_deadline_ms": "400"}, stream=stream)
+        await asyncio.sleep(0.05)
+        second = crowd.ask({"x_tradewind_deadline_ms": "800"}, stream=True)
+        third = crowd.ask(stream=stream)
+        await crowd.served()
+        assert first.error == "deadline_exceeded"
+        assert second.error == "deadline_exceeded"
+        assert third.whole and third.text == TEXT
+        assert {region for region, _, _ in crowd.regions.sent} == {"frankfurt"}
+        assert crowd.app.forwarder.budget.spent == 0
+
+    tell(story, strict("frankfurt", at_once=at_once))
 
 
 # Failing
