@@ -45,6 +45,7 @@ class Ask(Struct, frozen=True):
     weight: float = 1.0  # of the tenant
     cursor: int = 0  # see `topology.cursor`
     cost: float = 0.0  # in tokens, as far as can be told
+    reuse: bool = True  # see `topology.overlay.frames.Request`
     stand_in: bool = False  # `model` answers in place of the one that was asked for
 
 
@@ -88,6 +89,7 @@ class Attempt:
         "_shown",
         "candidate",
         "ids",
+        "joined",
         "moved_at",
         "quality",
         "seen",
@@ -113,6 +115,7 @@ class Attempt:
         self.ids = received.ids
         self.text = received.text
         self.quality: Quality = "full"  # as it was let in
+        self.joined = False  # of parts that more than one attempt gave
         self.waiting = False  # for a region, in `next`
         self.seen = -1  # see `progress.Stream`
         self.moved_at = 0.0
@@ -199,11 +202,13 @@ class Attempt:
             tuple(ids),
             ask.weight,
             ask.cursor,
+            ask.reuse,
         )
         figures = owner.figures
         figures.attempts += 1
         if ids:
             figures.resumed += 1
+            self.joined = True
         figures.load.at(self._decision.demand_class, candidate.region).issued += 1
         return owner.upstream.open(candidate.region, request, ask.body, candidate.relay)
 
