@@ -112,7 +112,8 @@ class Population(Struct, frozen=True, kw_only=True):
     tries: int = 4  # the first, and three more with the same x-request-id
     again_s: float = 0.1  # after a try that timed out or broke
     refused_again_s: float = 0.25  # after a refusal, by those who do not obey retry-after
-    obedient_share: float = 0.3  # of clients that wait as long as retry-after says
+    obedient_share: float = 0.1  # of clients that wait as long as retry-after says,
+    patience_s: float = 16.0  # unless that is later than so long after they first asked
     connections: int = 6_000  # open at a time; a try that gets none has failed
 
 
@@ -197,11 +198,17 @@ def question_text(rank: int) -> str:
 
 
 def next_try_s(
-    population: Population, obedient: bool, refused: bool, retry_after_s: float | None
-) -> float:
-    """How long a client waits before it sends the same request again."""
+    population: Population,
+    obedient: bool,
+    refused: bool,
+    retry_after_s: float | None,
+    since_s: float = 0.0,
+) -> float | None:
+    """How long a client that first asked `since_s` ago waits before it sends the same request
+    again. None: it gives up."""
     if not refused:
         return population.again_s
-    if obedient and retry_after_s is not None:
-        return max(population.again_s, retry_after_s)
-    return population.refused_again_s
+    if not obedient or retry_after_s is None:
+        return population.refused_again_s
+    wait_s = max(population.again_s, retry_after_s)
+    return wait_s if since_s + wait_s <= population.patience_s else None

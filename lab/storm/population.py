@@ -30,8 +30,8 @@ from topology.cursor import TIERS
 PATH = "/v1/chat/completions"
 _LIVE_S = 0.5
 _FILES_SPARE = 200
-# Codes of errors that say that a region saw the request.
-_REGION_CODES = frozenset(("overloaded", "too_late", "deadline_exceeded", "region_timeout"))
+# How an edge begins when it says itself that nobody has room; else it passes on what a region said.
+_EDGE_SAYS = "More is asked than can be answered"
 _MAX_RETRY_AFTER_S = 600.0
 
 
@@ -288,11 +288,13 @@ class _Client:
             self._error = _fault(reply, ask.streamed, lambda text: clients.same(ask, text))
             self._ok = not self._error
             return None if self._ok else next_try_s(who, ask.obedient, False, None)
-        self._error = code = _code(reply)
-        self._upstream = self._upstream or code in _REGION_CODES
+        self._error, regions_own = _told(reply)
+        self._upstream = self._upstream or regions_own
         if reply.status in (429, 503):
             self._refusals += 1
-            return next_try_s(who, ask.obedient, True, _retry_after_s(reply.headers))
+            since_s = clients.since(time.monotonic()) - ask.due_s
+            given_s = _retry_after_s(reply.headers)
+            return next_try_s(who, ask.obedient, True, given_s, since_s)
         return next_try_s(who, ask.obedient, False, None) if reply.status >= 500 else None
 
     def _row(self) -> Row:
@@ -339,12 +341,15 @@ def _fault(reply: Reply, streamed: bool, same: Callable[[str], bool]) -> str:
     return "" if same(text) else "another answer than before"
 
 
-def _code(reply: Reply) -> str:
-    """The error's code in OpenAI's form, or the status."""
+def _told(reply: Reply) -> tuple[str, bool]:
+    """The error's code in OpenAI's form, or the status; and whether a region said so."""
     try:
-        return str(_decode_error(bytes(reply.body)).error.get("code") or reply.status)
+        error = _decode_error(bytes(reply.body)).error
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return str(reply.status)
+        return str(reply.status), False
+    code = str(error.get("code") or reply.status)
+    message = str(error.get("message") or "")
+    return code, code == "overloaded" and not message.startswith(_EDGE_SAYS)
 
 
 def _retry_after_s(headers: Mapping[bytes, bytes]) -> float | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from lab.storm.event import Event, Population, tenant_names
@@ -49,6 +50,12 @@ def nominal_rps(engine: Engine, slots_each: int, regions: int = len(REGIONS)) ->
 def answer_s(engine: Engine, slots_each: int) -> float:
     """How long an answer takes when all slots are in use."""
     return len(REGIONS) * slots_each / nominal_rps(engine, slots_each)
+
+
+def scaled_to(event: Event, capacity_rps: float) -> Event:
+    """The event with a normal load of half of what the cores can do."""
+    at_one = msgspec.structs.replace(event, scale=1.0).normal_rps
+    return msgspec.structs.replace(event, scale=capacity_rps / 2 / at_one)
 
 
 def world(

@@ -50,6 +50,7 @@ class Storm:
         self._loop = asyncio.get_running_loop()
         self._began_s = self._loop.time()
         self._capacity = 0.0
+        self._event = wanted.event  # its scale follows from the capacity where a model runs
         self.runs: dict[str, Run] = {}
         self.sweep: Sweep | None = None
 
@@ -69,9 +70,9 @@ class Storm:
             slots_each=stage.slots(wanted.event),
             nominal_rps=round(stage.nominal_rps(wanted.simulated, stage.slots(wanted.event)), 1),
             simulated=wanted.simulated if wanted.engine == "sim" else None,
-            event=wanted.event,
+            event=self._event,
             population=wanted.population,
-            phases=wanted.event.phases,
+            phases=self._event.phases,
             runs=self.runs,
             sweep=self.sweep,
             cpus=len(os.sched_getaffinity(0)),
@@ -90,12 +91,12 @@ class Storm:
             await self._smoke(lab)
             await self._measure(lab)
             if not protect:
-                await self._event(lab, UNPROTECTED, _edges(lab))
+                await self._storm(lab, UNPROTECTED, _edges(lab))
                 return
             if PROTECTED in wanted.runs:
-                await self._event(lab, PROTECTED, _edges(lab))
+                await self._storm(lab, PROTECTED, _edges(lab))
             if wanted.via:
-                await self._event(lab, VIA, _all_cities(wanted.event, wanted.via))
+                await self._storm(lab, VIA, _all_cities(wanted.event, wanted.via))
             if wanted.sweep:
                 await self._sweep(lab)
             for peer in wanted.peers:
@@ -131,12 +132,15 @@ class Storm:
             measured_s=wanted.capacity_s,
         )
         self._watcher.says(f"capacity, measured: {self._capacity:.1f} answers a second")
+        if wanted.engine != "sim":
+            self._event = stage.scaled_to(wanted.event, self._capacity)
+            self._watcher.says(f"the event's rates are scaled by {self._event.scale:.4f}")
         await asyncio.sleep(1.0)
 
-    async def _event(
+    async def _storm(
         self, lab: Lab, name: str, urls: Mapping[str, str], settings: str = ""
     ) -> None:
-        plan = self._plan(name, self._wanted.event.phases, urls, settings, self._wanted.kill)
+        plan = self._plan(name, self._event.phases, urls, settings, self._wanted.kill)
         self.runs[name], _ = await storm(lab, plan, self._watcher)
 
     def _plan(
@@ -161,9 +165,9 @@ class Storm:
         )
 
     async def _sweep(self, lab: Lab) -> None:
-        phases = sweep_phases(self._wanted.event, TIMES)
+        phases = sweep_phases(self._event, TIMES)
         _, records = await storm(lab, self._plan("sweep", phases, _edges(lab)), self._watcher)
-        found: tuple[Step, ...] = steps(records.rows, phases, self._capacity, self._wanted.event)
+        found: tuple[Step, ...] = steps(records.rows, phases, self._capacity, self._event)
         self.sweep = Sweep(capacity_rps=self._capacity, steps=found)
 
     async def _through(self, lab: Lab, name: str) -> None:
@@ -190,7 +194,7 @@ class Storm:
             return
         try:
             urls = _all_cities(wanted.event, running.url)
-            await self._event(lab, name, urls, running.settings)
+            await self._storm(lab, name, urls, running.settings)
         finally:
             await lab.supervisor.kill(running.name)
 

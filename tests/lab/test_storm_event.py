@@ -122,9 +122,10 @@ def test_drawing_never_leaves_the_weights(weights: list[float], seed: int) -> No
         (True, True, 5.0, 5.0),
         (True, True, 0.0, WHO.again_s),  # never at once
         (True, True, None, WHO.refused_again_s),
+        (True, True, 15.0, None),  # later than it will wait
     ],
 )
 def test_when_clients_send_again(
-    obedient: bool, refused: bool, retry_after_s: float | None, waits_s: float
+    obedient: bool, refused: bool, retry_after_s: float | None, waits_s: float | None
 ) -> None:
-    assert next_try_s(WHO, obedient, refused, retry_after_s) == waits_s
+    assert next_try_s(WHO, obedient, refused, retry_after_s, since_s=2.0) == waits_s
