@@ -64,6 +64,7 @@ class Serving:
         policy = self.snapshot.policy
         self.body_limit_bytes = min(policy.request_max_bytes, MAX_PAYLOAD_BYTES)
         self.attempts = policy.attempts
+        self.protects = policy.overload.protect
         self.silence_s = policy.first_token_timeout_ms / 1000
         self._derive_caches(policy)
         self._epochs = {}

@@ -68,6 +68,7 @@ class EdgeApp:
         self._ids = RequestIds(rng)
         self._edge = edge
         self._access_log = access_log
+        self.edge_models = self._chat.models
         self.metrics.watch(self.figures.samples)
         self.metrics.watch(self.forwarder.samples)
         self.metrics.watch(self.entry.samples)
@@ -79,6 +80,12 @@ class EdgeApp:
 
     def use(self, snapshot: Snapshot) -> None:
         self.serving.use(snapshot)
+        if not self.serving.protects:
+            log.warning(
+                "protection is off: everything is forwarded, and nobody is refused",
+                policy="overload.protect",
+                revision=snapshot.revision,
+            )
         self.forwarder.use(snapshot)
         self.entry.use(snapshot)
         self._chat.sharing.use(snapshot)

@@ -141,8 +141,8 @@ class Call:
             given = self.headers.get(name)
             if given is None:
                 continue
-            sane = given.isdecimal() and len(given) <= _MAX_DEADLINE_DIGITS and int(given) > 0
-            if not sane:
+            sane = len(given) <= _MAX_DEADLINE_DIGITS and given.isascii() and given.isdecimal()
+            if not sane or int(given) <= 0:
                 raise InvalidHeader(name, "a whole number of milliseconds above 0")
             return min(int(given), tenant.deadline_ms) / 1000
         return tenant.deadline_ms / 1000

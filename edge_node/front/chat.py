@@ -24,6 +24,7 @@ from edge_node.front.relay import Relay
 from edge_node.front.reuse import Reuse, cache_control, spelling_of
 from edge_node.front.revalidation import Revalidation
 from edge_node.front.sharing import Sharing, repeat_of
+from edge_node.front.unprotected import Unprotected
 from edge_node.front.work import Work
 from edge_node.inflight import Cause, Flight, Flights
 from edge_node.models.base import EdgeModels
@@ -63,6 +64,7 @@ class Chat:
         )
         self._reuse.ask_anew = self.revalidation.start
         self._relay = Relay(serving.edge, forwarder, figures, clock)
+        self._unprotected = Unprotected(serving, forwarder, figures, self._relay)
         self.sharing = Sharing(forwarder.now, self._go_on)
 
     async def serve(self, call: Call) -> None:
@@ -107,6 +109,9 @@ class Chat:
         serving.require_ready()
         tenant = serving.keyring.tenant(headers.get("authorization"))
         body = await read(call.client, headers.get("content-length"), serving.body_limit_bytes)
+        if not serving.protects:
+            await self._unprotected.answer(call, flight, tenant, body)
+            return
         look, keep = cache_control(headers.get("cache-control"))
         spelling = spelling_of(tenant, body)
         now = self._forwarder.now()

@@ -43,5 +43,9 @@ class EdgeModels:
     def __len__(self) -> int:
         return len(self._models)
 
+    def add(self, model: str, by: EdgeModel) -> None:
+        """Let `by` answer in place of `model`."""
+        self._models[model] = by
+
     def find(self, model: str) -> EdgeModel | None:
         return self._models.get(model)
