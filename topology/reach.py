@@ -24,8 +24,8 @@ class RegionView(Struct, frozen=True):
 
     `paths`: its ways there, in the order of preference; none: straight, by the other two fields.
     `queue_ms`: how long the region said that requests wait there. `part`: how much of the requests
-    that would be given to it first it is given, while it returns. `cores`: of them reached
-    straight.
+    that would be given to it first it is given, while it returns from failing; 0: none, until it
+    is seen what becomes of one. `cores`: how many of them are reached straight.
     """
 
     reachable: bool
@@ -79,7 +79,8 @@ def reach(
         return _straight(snapshot, edge, region, view)
     up = [path for path in view.paths if path.up]
     left = [path for path in up if relays.allow(path.relay)]
-    unreachable = "" if left and view.reachable else _no_way(snapshot, up, left, relays)
+    serves = view.reachable and view.part > 0.0
+    unreachable = "" if left and serves else _no_way(snapshot, view, up, left, relays)
     if not left:
         return Reach(UNKNOWN_RTT_MS, UNKNOWN_RTT_MS, "", unreachable)
     if relays.cheapest and len(left) > 1:
@@ -136,7 +137,15 @@ def _passed_over(relay: str, relays: Relays) -> str:
     return f"{better} costs more"
 
 
-def _no_way(snapshot: Snapshot, up: list[PathView], left: list[PathView], relays: Relays) -> str:
+def _no_way(
+    snapshot: Snapshot,
+    view: RegionView,
+    up: list[PathView],
+    left: list[PathView],
+    relays: Relays,
+) -> str:
+    if left and view.reachable:
+        return "it failed lately, and this edge is trying with one request whether it serves again"
     if left:
         return "this edge has a path to it, and found that it does not serve"
     if not up:

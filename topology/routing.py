@@ -267,7 +267,7 @@ def _ways(
                 region,
                 found.rtt_ms,
                 path,
-                found.why if part >= 1.0 else f"{found.why}; {_returning(part)}",
+                f"{found.why}; {_returning(part)}" if 0.0 < part < 1.0 else found.why,
                 relay=found.relay,
                 others=found.others,
                 cores=view.cores if view is not None else 1,
@@ -316,7 +316,7 @@ def _step(
         else way.candidate
         for way in sorted(left, key=lambda w: _rank(w, shares if weights else {}))
     ]
-    parts = {way.candidate.region: way.part for way in left if way.part < 1.0}
+    parts = {way.candidate.region: way.part for way in left if 0.0 < way.part < 1.0}
     if parts:
         weights = _eased(weights or {order[0].region: 1.0}, [c.region for c in order], parts)
     firsts = [c for c in order if weights.get(c.region, 0.0) > 0.0] or order[:1]

@@ -93,15 +93,15 @@ def _alive(estimate: Estimate) -> Estimate:
     return estimate if estimate.state != "stalled" else replace(estimate, state="up")
 
 
-def report(road: Road, view: PathView, epoch_s: float) -> PathReport:
-    """What a heartbeat tells of one way; `epoch_s` is the Unix time when the clock was at 0."""
+def report(road: Road, view: PathView, epoch_s: float, doubted: str) -> PathReport:
+    """What a heartbeat tells of one way; `epoch_s` is the Unix time when the clock was at 0, and
+    `doubted` why the region is not asked though it is reached."""
     path = road.paths[view.relay]
     estimate = path.estimate
     if estimate is None:
         return PathReport(road.region, view.relay, up=False, state="waiting")
-    why = road.found.why.get(view.relay, "")
-    if path is road.direct:
-        why = "; ".join(part for part in (why, _cores(road.direct)) if part)
+    cores = _cores(road.direct) if path is road.direct else ""
+    said = (doubted if view.up else "", road.found.why.get(view.relay, ""), cores)
     return PathReport(
         region=road.region,
         relay=view.relay,
@@ -114,7 +114,7 @@ def report(road: Road, view: PathView, epoch_s: float) -> PathReport:
         loss_out=estimate.loss_out,
         loss_back=estimate.loss_back,
         since_s=estimate.since_s + epoch_s,
-        why=why,
+        why="; ".join(part for part in said if part),
         exchanges=path.open_exchanges,
     )
 

@@ -23,7 +23,7 @@ from typing import Protocol, TypeAlias
 
 from msgspec.structs import replace
 
-from edge_node.forward.outliers import Outliers
+from edge_node.forward.outliers import Outliers, State
 from edge_node.forward.path import Connect, Path
 from edge_node.forward.path_log import PathLog, kind_of
 from edge_node.forward.replicas import Replicas
@@ -220,8 +220,9 @@ class Tunnels:
             if found.changed is not None:
                 by_name = {name_of(relay): estimate for relay, estimate in estimates.items()}
                 self.log.take(found.changed, kind_of(found.changed, by_name.get))
-            reachable = found.first is not None and not (road.stalled or region in alone)
-            part = self._outliers.part(region, now)
+            held = region in alone and self._outliers.state(region, now) is State.HELD
+            reachable = found.first is not None and not (road.stalled or held)
+            part = self._outliers.part(region, now) if region not in alone else 0.0
             cores = max(1, road.direct.live)
             views[region] = RegionView(
                 reachable, found.rtt_ms, found.views, found.queue_ms, part, cores
@@ -241,7 +242,7 @@ class Tunnels:
         """Every way as the last look at it had it, by region and in the order of use."""
         since = self._clock.wall() - self._clock.now()
         return [
-            report(road, view, since)
+            report(road, view, since, self.doubted(road.region))
             for road in self._roads.values()
             for view in road.found.views
             if view.relay in road.paths

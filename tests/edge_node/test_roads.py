@@ -274,6 +274,85 @@ async def test_a_distrusted_region_is_not_reachable_for_a_while(world: Roads) ->
     assert kinds(world) == []
 
 
+def faults(world: Roads, name: str, count: int = 5) -> None:
+    for number in range(count):
+        world.tunnels.fault(name, "it answered 500, engine", f"r{number}")
+
+
+async def test_a_region_that_fails_in_a_row_is_left_tried_and_taken_back(world: Roads) -> None:
+    config = relayed()
+    await begun(world, config)
+    faults(world, "frankfurt", 4)
+    assert world.reachable("frankfurt")
+    faults(world, "frankfurt", 1)
+    assert not world.reachable("frankfurt")
+    world.tunnels.trust("frankfurt")  # an answer that was on its way
+    (told,) = (r for r in world.tunnels.seen() if r.region == "frankfurt" and r.relay == "")
+    assert told.why.startswith("5 requests failed in a row, the last: it answered 500, engine; ")
+
+    def first_shares() -> dict[str, float]:
+        views = world.tunnels.views()
+        made = plan(config, "london", "acme", "small", views, 0.0)
+        return {region: round(share, 2) for region, share in made.first().items()}
+
+    assert first_shares() == {"dubai": 1.0}
+    world.clock.advance(31.0)
+    assert first_shares() == {"frankfurt": 1.0}
+    world.send("frankfurt")  # one, and the others wait for what becomes of it
+    views = world.tunnels.views()
+    assert first_shares() == {"dubai": 1.0}
+    assert views["frankfurt"].reachable  # nobody need take it for down
+    decision = plan(config, "london", "acme", "small", views, 0.0).at(0.0, 0.0)
+    assert [e.why for e in decision.excluded if e.region == "frankfurt"] == [
+        "it failed lately, and this edge is trying with one request whether it serves again"
+    ]
+    world.tunnels.trust("frankfurt")
+    assert first_shares() == {"frankfurt": 0.1, "dubai": 0.9}
+    world.clock.advance(4.5)
+    assert first_shares() == {"frankfurt": 0.5, "dubai": 0.5}
+    decision = plan(config, "london", "acme", "small", world.tunnels.views(), 0.0).at(0.0, 0.0)
+    assert "it failed lately, and takes 50% of its part" in decision.candidates[0].why
+    world.clock.advance(5.5)
+    assert first_shares() == {"frankfurt": 1.0}
+    assert kinds(world) == []
+
+
+async def test_a_probe_that_fails_holds_the_region_again(world: Roads) -> None:
+    await begun(world)
+    faults(world, "frankfurt")
+    world.clock.advance(31.0)
+    world.tunnels.views()
+    world.send("frankfurt")
+    faults(world, "frankfurt", 1)
+    assert not world.reachable("frankfurt")
+    world.clock.advance(31.0)
+    assert not world.reachable("frankfurt")
+    world.clock.advance(31.0)
+    assert world.reachable("frankfurt")
+
+
+async def test_where_most_regions_fail_all_are_asked(world: Roads) -> None:
+    await begun(world)
+    faults(world, "frankfurt")
+    assert not world.reachable("frankfurt")
+    faults(world, "dubai")
+    assert world.reachable("frankfurt")
+    assert world.reachable("dubai")
+    assert world.tunnels.doubted("dubai") == ""
+
+
+async def test_the_policy_says_when_a_region_is_left_alone(world: Roads) -> None:
+    policy = document("Policy", "default", outliers={"consecutive_errors": 2, "hold_s": 1.0})
+    await begun(world, snapshot(policy))
+    faults(world, "frankfurt", 2)
+    assert not world.reachable("frankfurt")
+    world.clock.advance(1.1)
+    assert world.reachable("frankfurt")
+    world.tunnels.use(snapshot(document("Policy", "default", overload={"protect": False})))
+    faults(world, "singapore", 20)
+    assert world.reachable("singapore")
+
+
 async def test_a_region_that_comes_anew_is_trusted(world: Roads) -> None:
     model = document("Model", "small", regions=["frankfurt"], context_tokens=10)
     route = document("Route", "all", models=["*"], tenants=["*"], regions=["frankfurt"])
