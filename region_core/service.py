@@ -9,6 +9,7 @@ from random import Random
 
 from msgspec.structs import replace
 
+from region_core.answers import Answers
 from region_core.engine.base import Engine, FinishReason
 from region_core.engine.sim import SimEngine
 from region_core.errors import Refused
@@ -67,7 +68,11 @@ class _Nobody:
     def tokens(self, position: int, ids: tuple[int, ...], text: str) -> None: ...
 
     def end(
-        self, finish_reason: FinishReason, prompt_tokens: int, completion_tokens: int
+        self,
+        finish_reason: FinishReason,
+        prompt_tokens: int,
+        completion_tokens: int,
+        age_s: float | None = None,
     ) -> None: ...
 
     def failed(self, failed: Failed) -> None: ...
@@ -114,6 +119,7 @@ class CoreService:
         self.engine = engine
         self.offer = offer
         self.counters = Counters()
+        self.answers: Answers | None = None
         self._limits = limits
         self._clock = clock
         self._rng = rng or Random()
@@ -197,7 +203,14 @@ class CoreService:
         )
 
     def submit(self, job: Job, sink: Sink) -> Ticket:
-        """Take a request on, or tell the sink why not. Never raises for what a client did."""
+        """Answer a request from what is there, take it on, or tell the sink why not. Never raises
+        for what a client did."""
+        if self.answers is not None:
+            return self.answers.submit(job, sink, self.take_on)
+        return self.take_on(job, sink)
+
+    def take_on(self, job: Job, sink: Sink) -> Ticket:
+        """As `submit`, whatever is there already."""
         if self._draining:
             self._refuse(sink, draining())
             return _OVER

@@ -52,6 +52,7 @@ def _job(request: Request, chat: ChatRequest, clock: Clock) -> Job:
         resume=request.resume_tokens,
         weight=request.weight,
         cursor=sane_cursor(request.cursor, request.priority, request.tenant, user, clock),
+        reuse=request.reuse,
     )
 
 
@@ -74,10 +75,24 @@ class _ExchangeSink:
     def tokens(self, position: int, ids: tuple[int, ...], text: str) -> None:
         self._send(Tokens(position, ids, text))
 
-    def end(self, finish_reason: FinishReason, prompt_tokens: int, completion_tokens: int) -> None:
+    def end(
+        self,
+        finish_reason: FinishReason,
+        prompt_tokens: int,
+        completion_tokens: int,
+        age_s: float | None = None,
+    ) -> None:
         service = self._service
         self._send(
-            End(finish_reason, prompt_tokens, completion_tokens, service.load, service.level)
+            End(
+                finish_reason,
+                prompt_tokens,
+                completion_tokens,
+                service.load,
+                service.level,
+                age_s is not None,
+                age_s or 0.0,
+            )
         )
 
     def failed(self, failed: Failed) -> None:
