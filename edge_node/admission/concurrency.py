@@ -87,7 +87,7 @@ class Concurrency:
         """Close the window, if it is `due`; whether the limit rose. `rate`: requests of ours that
         end there in a second; 0: not known."""
         before = self.limit
-        if (self._told or self.lost) and self._closes <= now:
+        if (self._told or self.lost) and self._opened < self._closes <= now:
             peak = min(self._peak, max(in_flight + 1, int(before)))
             self.limit = self._clamped(self._next(peak, rate))
         self._opened, self._closes = now, now + WINDOW_S

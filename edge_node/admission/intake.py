@@ -7,6 +7,7 @@ one monotonic clock; where it jumps, estimates are lost and counts are not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 from random import Random
 from typing import Literal, TypeAlias
 
@@ -34,6 +35,7 @@ _RISE = USERS // 2  # places
 _RANK = {tier: rank for rank, tier in enumerate(TIERS)}
 _NEWEST = 0.2  # the weight of one delay
 _WAIT_MOST_S = 60.0
+_NEVER = float("-inf")
 
 
 class Lane:
@@ -59,7 +61,7 @@ class Lane:
         self.bypass = tier == "vip"  # the region lets it go first: the limit is for others
         self.own = 0  # under way
         self.share = 1.0  # of the limit
-        self.refused_at = -_CALM_S  # when one was, last
+        self.refused_at = _NEVER  # when one was, last
         self.probe_at = 0.0  # no probe before
         self.draw_at = 0.0  # nobody who is asked for again has another draw before
         self.hindered = dict.fromkeys(HINDRANCES, 0)  # requests, ever
@@ -90,7 +92,7 @@ class Intake:
         self._rng = rng
         self._room = room
         self._level, self._level_at = ALL_ADMITTED, 0.0
-        self._queue_s = self._queue_at = 0.0
+        self._queue_s, self._queue_at = 0.0, _NEVER
         self.in_flight = 0
         self.wanted = False  # somebody was hindered since `room` was called
         self.drain = Drain()
@@ -127,27 +129,29 @@ class Intake:
         return hindrance
 
     def _hindrance(self, lane: Lane, cursor: int, now: float, *, again: bool) -> Hindrance:
-        if cursor >= self._level and cursor >= self.level(now) and not self._probes(lane, now):
-            return "level"
+        if cursor >= self._level and cursor >= self.level(now):
+            return "" if self._probes(lane, now) else "level"
         throttle = self._throttles[lane.tier]
         if throttle.troubled and self._holds(throttle, lane, now, again=again):
-            return "throttle"
+            return "" if self._probes(lane, now) else "throttle"
         if not lane.own and not 0 <= now - lane.refused_at < PROBE_S:
             return ""  # one of each tier may always be there
-        if self._over(lane) >= 0:
+        if self._over(lane) > 0:
             return "limit"
         if lane.bypass or not self._pace.wait_s(now) or not self.full(now):
             return ""
         return "pace"
 
     def _over(self, lane: Lane) -> float:
-        """How many more than may be there are, once another one is: below 0: it may."""
+        """How many more than may be there would be there, with another one."""
         if lane.bypass:
-            return self.in_flight - self.most
+            return self.in_flight + 1 - self.most
         concurrency = self.concurrency
         limit = concurrency.limit
-        whole = self.in_flight + concurrency.lost - limit
-        return max(whole, lane.own - max(1.0, limit * lane.share))
+        part = limit * lane.share
+        own = lane.own + 1 - (part if part > 1.0 else 1.0)
+        whole = self.in_flight + 1 + concurrency.lost - limit
+        return own if own > whole else whole
 
     def _holds(self, throttle: Throttle, lane: Lane, now: float, *, again: bool) -> bool:
         if again and 0 < lane.draw_at - now <= _DRAW_S:
@@ -157,7 +161,7 @@ class Intake:
         lane.draw_at = now + _DRAW_S
         if not again:
             throttle.held(now)
-        return not self._probes(lane, now)
+        return True
 
     def _probes(self, lane: Lane, now: float) -> bool:
         """Whether this one is let in to find out how things stand."""
@@ -205,15 +209,19 @@ class Intake:
                 wait_s = min(wait_s, max(0.0, lane.probe_at - now))
         refused_s = now - lane.refused_at
         if lane.own or 0 <= refused_s < PROBE_S:
-            over = self._over(lane) + 1
+            over = self._over(lane)
             if over > 0:
-                rate = self.drain.per_s(now)
-                wait_s = max(wait_s, over / rate if rate > 0 else self.queue_s(now) or PROBE_S)
+                wait_s = max(wait_s, self._draining_s(ceil(over), now))
             if not lane.bypass and self.full(now):
                 wait_s = max(wait_s, self._pace.wait_s(now))
             if not lane.own:
                 wait_s = min(wait_s, PROBE_S - refused_s)
         return min(_WAIT_MOST_S, wait_s)
+
+    def _draining_s(self, count: int, now: float) -> float:
+        """Until so many have ended."""
+        rate = self.drain.per_s(now)
+        return count / rate if rate > 0 else self.queue_s(now) or PROBE_S
 
     # Being told
 

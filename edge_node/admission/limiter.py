@@ -78,10 +78,12 @@ class TokenBucket:
             return DEBT_MOST_S
         return min(DEBT_MOST_S, max(1e-3, (1.0 - self.tokens) / self.rate))
 
-    def take(self, tokens: float) -> None:
-        """Give back, where it is below 0."""
-        self.tokens = min(self.capacity, self.tokens - tokens)
+    def take(self, tokens: float) -> float:
+        """Give back, where it is below 0. What was taken is returned: not all, at the bounds."""
+        before = self.tokens
+        self.tokens = min(self.capacity, before - tokens)
         self._bound()
+        return before - self.tokens
 
     def _bound(self) -> None:
         self.tokens = max(self.tokens, -DEBT_MOST_S * self.rate)

@@ -148,15 +148,17 @@ class Quotas:
         if wait_s > 0:
             raise OverLimit(tenant, self._limits[tenant].requests_per_s, self._spread(wait_s))
 
-    def charge(self, tenant: str, tokens: float) -> None:
-        """A request of `tenant` goes to a region, and is thought to cost so much."""
+    def charge(self, tenant: str, tokens: float) -> float:
+        """A request of `tenant` goes to a region, and is thought to cost so much. What is charged
+        is returned, for `settle`."""
+        bucket = self._tokens.get(tenant)
+        return bucket.take(tokens) if bucket is not None else 0.0
+
+    def settle(self, tenant: str, charged: float, used: float) -> None:
+        """It is over, and came to `used`."""
         bucket = self._tokens.get(tenant)
         if bucket is not None:
-            bucket.take(tokens)
-
-    def settle(self, tenant: str, tokens: float, used: float) -> None:
-        """It is over, and came to `used`. `tokens` as with `charge`."""
-        self.charge(tenant, used - tokens)
+            bucket.take(used - charged)
 
     @property
     def asked(self) -> Mapping[str, int]:

@@ -82,6 +82,13 @@ def test_what_was_not_used_is_given_back() -> None:
     assert bucket.tokens == bucket.capacity
 
 
+def test_more_is_never_given_back_than_was_taken() -> None:
+    bucket = TokenBucket(1.0, 1.0, 0.0)
+    charged = bucket.take(1e6)  # far beyond the debt that there may be
+    bucket.take(2.0 - charged)
+    assert bucket.tokens == pytest.approx(-1.0)
+
+
 def test_no_debt_is_larger_than_its_bound() -> None:
     bucket = TokenBucket(100.0, 1.0, 0.0)
     bucket.take(1e12)
@@ -110,8 +117,7 @@ def test_never_more_than_the_rate_the_burst_and_one_request(
     for past, thought, came_to in requests:
         now += past
         if bucket.wait_s(now) == 0.0:
-            bucket.take(thought)
-            bucket.take(came_to - thought)
+            bucket.take(came_to - bucket.take(thought))
             if bucket.tokens > -DEBT_MOST_S * rate:
                 used += came_to
             largest = max(largest, came_to)
@@ -147,11 +153,9 @@ def test_tokens_have_the_part_that_requests_have() -> None:
 def test_what_an_answer_came_to_counts() -> None:
     node = quotas(world(tokens_per_s=5_000.0))  # 100 a second for a newcomer
     node.admit("acme", 0.0)
-    node.charge("acme", 1_000.0)
-    node.settle("acme", 1_000.0, 30.0)
+    node.settle("acme", node.charge("acme", 1_000.0), 30.0)
     node.admit("acme", 1.0)
-    node.charge("acme", 10.0)
-    node.settle("acme", 10.0, 1_000.0)
+    node.settle("acme", node.charge("acme", 10.0), 1_000.0)
     with pytest.raises(OverLimit) as refused:
         node.admit("acme", 2.0)
     assert refused.value.retry_s > 7
