@@ -108,7 +108,7 @@ def storm(
     wanted = Wanted(
         directory=directory.resolve(),
         event=Event(scale=scale, duration_s=duration, baseline_s=baseline),
-        population=Population(),
+        population=Population() if engine is EngineName.sim else stage.small(Population()),
         engine=engine.value,
         seed=seed,
         runs=runs,

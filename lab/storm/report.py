@@ -68,7 +68,7 @@ class Step(Struct, frozen=True, kw_only=True):
     offered_rps: float
     of_capacity: float
     goodput_rps: float
-    goodput_ratio: float  # of what can be had: the offered load, or the capacity where that is less
+    goodput_ratio: float  # of the capacity; where less is asked, the share that was answered
     vip_success: float
     vip_p99_ms: float
 

@@ -17,11 +17,11 @@ from msgspec import Struct
 
 from lab.storm.event import Event, Population, tenant_names
 from lab.world import EDGES, MODEL, REGIONS, TenantPlan, World
-from region_core.settings import SchedulingSettings
-from topology.policy import OverloadPolicy
 
 SLOTS = 16  # of one core, at `SCALE`
 SCALE = 0.2
+TORCH_SLOTS = 4
+TORCH_TOKENS = 8
 _NAIVE_QUEUE = 1_000_000  # a service that drops nothing
 
 
@@ -52,6 +52,13 @@ def answer_s(engine: Engine, slots_each: int) -> float:
     return len(REGIONS) * slots_each / nominal_rps(engine, slots_each)
 
 
+def small(population: Population) -> Population:
+    """For a real model on this machine's CPUs: short answers, and more patience."""
+    return msgspec.structs.replace(
+        population, max_tokens=TORCH_TOKENS, timeout_s=12.0, patience_s=48.0
+    )
+
+
 def scaled_to(event: Event, capacity_rps: float) -> Event:
     """The event with a normal load of half of what the cores can do."""
     at_one = msgspec.structs.replace(event, scale=1.0).normal_rps
@@ -63,6 +70,7 @@ def world(
     population: Population,
     engine: Engine,
     protect: bool,
+    slots_each: int,
     policy: Mapping[str, Any] | None = None,
 ) -> World:
     """Everything that runs. `policy` is laid over what the storm sets itself."""
@@ -78,12 +86,12 @@ def world(
         regions=REGIONS,
         edges=tuple(edge for edge in EDGES if edge.name in places),
         tenants=tenants,
-        core=core_settings(event, engine, protect),
+        core=core_settings(engine, protect, slots_each),
         edge={"log_level": "warning"},
         model={"default_output_tokens": 64},
-        policy=spec if "protect" in OverloadPolicy.__struct_fields__ else {},
+        policy=spec,
         capacity_tokens_per_s=round(
-            nominal_rps(engine, slots(event))
+            nominal_rps(engine, slots_each)
             * (engine.answer_tokens_min + engine.answer_tokens_max)
             / 2
             / len(REGIONS)
@@ -92,16 +100,15 @@ def world(
     )
 
 
-def core_settings(event: Event, engine: Engine, protect: bool) -> dict[str, Any]:
+def core_settings(engine: Engine, protect: bool, slots_each: int) -> dict[str, Any]:
     """What is laid over the lab's own settings of a core."""
     scheduling: dict[str, Any] = {
-        "slots": slots(event),
+        "slots": slots_each,
         "context_tokens": 512,
         "max_output_tokens": 128,
         "default_output_tokens": 64,
+        "protect": protect,
     }
-    if "protect" in SchedulingSettings.__struct_fields__:
-        scheduling["protect"] = protect
     if not protect:
         scheduling["waiting"] = _NAIVE_QUEUE
     return {

@@ -40,6 +40,11 @@ class Wanted(Struct, frozen=True, kw_only=True):
     sweep: bool = False
     capacity_s: float = 6.0
 
+    @property
+    def slots(self) -> int:
+        """Sequences that one core runs at once."""
+        return stage.slots(self.event) if self.engine == "sim" else stage.TORCH_SLOTS
+
 
 class Storm:
     """Runs what is wanted; `report` says what was found so far."""
@@ -67,8 +72,8 @@ class Storm:
             engine=wanted.engine,
             seed=wanted.seed,
             cores=len(REGIONS),
-            slots_each=stage.slots(wanted.event),
-            nominal_rps=round(stage.nominal_rps(wanted.simulated, stage.slots(wanted.event)), 1),
+            slots_each=wanted.slots,
+            nominal_rps=round(stage.nominal_rps(wanted.simulated, wanted.slots), 1),
             simulated=wanted.simulated if wanted.engine == "sim" else None,
             event=self._event,
             population=wanted.population,
@@ -82,7 +87,9 @@ class Storm:
     async def _in_world(self, protect: bool) -> None:
         """Bring the world up, run what belongs in it, and take it down whatever happens."""
         wanted = self._wanted
-        world = stage.world(wanted.event, wanted.population, wanted.simulated, protect)
+        world = stage.world(
+            wanted.event, wanted.population, wanted.simulated, protect, wanted.slots
+        )
         name = "protected" if protect else "unprotected"
         self._watcher.says(f"bringing up the {name} world")
         lab = Lab(wanted.directory, wanted.engine, lambda _: None, world)
@@ -123,12 +130,15 @@ class Storm:
                 raise LabError(f"edge {edge.name} gave an empty answer")
 
     async def _measure(self, lab: Lab) -> None:
+        """Once: the cores of the other world are told otherwise, and are as fast."""
         wanted = self._wanted
+        if self._capacity:
+            return
         self._capacity = await capacity_rps(
             [region.http for region in lab.world.regions],
             stage.MODEL,
             wanted.population.max_tokens,
-            round(_CLIENTS_PER_SLOT * stage.slots(wanted.event)),
+            round(_CLIENTS_PER_SLOT * wanted.slots),
             measured_s=wanted.capacity_s,
         )
         self._watcher.says(f"capacity, measured: {self._capacity:.1f} answers a second")
@@ -181,8 +191,8 @@ class Storm:
         cores = peers.Cores(
             addresses=tuple(region.http for region in lab.world.regions),
             model=stage.MODEL,
-            slots=stage.slots(wanted.event),
-            answer_s=stage.answer_s(wanted.simulated, stage.slots(wanted.event)),
+            slots=wanted.slots,
+            answer_s=len(REGIONS) * wanted.slots / self._capacity,
             capacity_rps=self._capacity,
             deadline_s=wanted.population.timeout_s,
             vip_keys=tuple(lab.keys[vip] for vip in vips),

@@ -34,17 +34,17 @@ def sweep_phases(event: Event, times: Sequence[float]) -> tuple[Phase, ...]:
 def steps(
     rows: Sequence[Row], phases: Sequence[Phase], capacity_rps: float, event: Event
 ) -> tuple[Step, ...]:
-    """What each load came to. Where less is asked than can be answered, goodput is held against
-    what was asked of regions: requests less what caches answered."""
+    """What each load came to. Goodput is held against the capacity; where less is asked, what
+    counts is how much of it was answered."""
     found = []
     for phase in phases:
         mine = [row for row in rows if row.phase == phase.name]
         from_s = phase.begins_s + SETTLES_S
         goodput = figures.goodput_rps(rows, from_s, phase.ends_s)
         offered = figures.offered_rps(mine, from_s, phase.ends_s)
-        cached = sum(row.ok and not figures.from_region(row) for row in mine)
-        asked = offered - cached / (phase.ends_s - phase.begins_s)
-        can = min(capacity_rps, asked)
+        ratio = goodput / capacity_rps
+        if offered < capacity_rps and mine:
+            ratio = sum(row.ok for row in mine) / len(mine)
         vip = [row for row in mine if row.tier == "vip"]
         answered = [row for row in vip if row.ok]
         found.append(
@@ -53,7 +53,7 @@ def steps(
                 offered_rps=round(offered, 2),
                 of_capacity=round(offered / capacity_rps, 3),
                 goodput_rps=round(goodput, 2),
-                goodput_ratio=round(goodput / can, 4) if can > 0 else 0.0,
+                goodput_ratio=round(ratio, 4),
                 vip_success=round(len(answered) / len(vip), 6) if vip else 1.0,
                 vip_p99_ms=figures.milliseconds(
                     figures.nearest((row.whole_s for row in answered), 0.99)

@@ -106,9 +106,7 @@ class Picture(Watcher):
         parts: list[Table | Text] = []
         if self._seen and self._plan is not None:
             parts += [self._curves(), self._tiers()]
-            ladder = self._ladders()
-            if ladder is not None:
-                parts.append(ladder)
+            parts += [ladder] if (ladder := self._ladders()) is not None else []
         parts.append(Text("\n".join(self._steps), style="dim"))
         return Panel(Group(*parts), title=f"Tradewind storm: {self._title}")
 
@@ -147,25 +145,22 @@ class Picture(Watcher):
         return table
 
     def _ladders(self) -> Table | None:
-        """Where each edge stands, by its own metrics."""
+        """How each edge stands, by its own metrics: pressure by tier, and who waits."""
         assert self._series is not None
-        found = []
+        table = Table(box=None)
+        for heading in ("edge", *(f"{tier}: pressure" for tier in TIERS), "waiting"):
+            table.add_column(heading, justify="left" if heading == "edge" else "right")
         for name in self._series.names("edge"):
             reading = self._series.last(name)
             if reading is None:
                 continue
-            for (metric, labels), value in sorted(reading.values.items()):
-                if metric.startswith("tradewind_edge_ladder") and value > 0:
-                    what = " ".join(part for _, part in labels)
-                    found.append((name, metric.removeprefix("tradewind_edge_"), what, value))
-        if not found:
-            return None
-        table = Table(box=None)
-        for heading in ("edge", "ladder", "", "now"):
-            table.add_column(heading)
-        for name, metric, what, value in found[:24]:
-            table.add_row(name, metric, what, f"{value:g}")
-        return table
+            pressures = reading.by("tradewind_edge_pressure", "tier")
+            table.add_row(
+                name.removeprefix("edge-"),
+                *(f"{pressures.get(tier, 0.0):.2f}" for tier in TIERS),
+                f"{reading.sum('tradewind_edge_waiting'):.0f}",
+            )
+        return table if table.row_count else None
 
 
 def show(console: Console, report: Report) -> None:
@@ -261,7 +256,7 @@ def _sweep_table(report: Report) -> Table:
         "asked /s",
         "of capacity",
         "goodput /s",
-        "of what can be had",
+        "of capacity, or answered",
         "VIP",
     ):
         table.add_column(name, justify="right")
