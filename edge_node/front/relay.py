@@ -49,9 +49,12 @@ class Relay:
             end = frame if type(frame) is End else await attempts.pour(hold)
         text = "".join(attempts.text)
         answer = Answer.of(call.own_id, created_s, attempts.model, text, end)
+        self._figures.caches.regional_hits += end.cached
         if not request.stream and not call.handed_over:
-            assert attempts.candidate is not None  # it has answered
-            call.reply(200, self._region_headers(JSON, attempts), encode(answer, request))
+            headers = self._region_headers(JSON, attempts)
+            if end.cached:
+                headers.append(("x-tradewind-cache", "regional"))
+            call.reply(200, headers, encode(answer, request))
             if work is not None:
                 work.call = None
         return answer
