@@ -140,6 +140,7 @@ class Replica:
                 rollouts=self.rollouts,
                 observe=self.direction.observe,
                 paths=self.direction.heartbeats.paths,
+                ladders=self.direction.heartbeats.ladders,
             ),
         )
         self._server: grpc.aio.Server | None = None

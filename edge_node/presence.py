@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 from edge_node.forward.tunnels import Tunnels
@@ -10,12 +10,13 @@ from edge_node.settings import EdgeSettings
 from runtime.clock import Clock
 from runtime.identity import Identity
 from runtime.metrics import Sample
+from topology.wire.ladder_reports import StandingReport
 from topology.wire.membership_client import MembershipClient, Report
 
 
 class Presence:
     """Use within one event loop: `start()`, then `await close()`. `ready`: whether this worker
-    has a configuration to serve by."""
+    has a configuration to serve by; `standings`: where it stands on the ladder."""
 
     def __init__(
         self,
@@ -26,9 +27,11 @@ class Presence:
         ready: Callable[[], bool],
         clock: Clock,
         rng: Random,
+        standings: Callable[[], Sequence[StandingReport]] = tuple,
     ) -> None:
         self._tunnels = tunnels
         self._ready = ready
+        self._standings = standings
         self._addresses = (f"{settings.host}:{settings.port}",)
         self._client = MembershipClient(
             settings.node_id(worker),
@@ -54,6 +57,7 @@ class Presence:
             regions=views,
             paths=self._tunnels.seen(),
             path_events=tuple(self._tunnels.log.events),
+            ladder=self._standings(),
         )
 
     def samples(self) -> Iterable[Sample]:

@@ -77,8 +77,9 @@ class EdgeWorker:
             rng,
         )
         self.presence = Presence(
-            settings, worker, identity, self.tunnels, lambda: self.app.serving.ready, clock, rng
-        )
+            settings, worker, identity, self.tunnels, lambda: self.app.serving.ready, clock, rng,
+            lambda: self.app.entry.reports(clock.wall()),
+        )  # fmt: skip
         self._listener = Listener(
             self.app,
             settings.host,

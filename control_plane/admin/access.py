@@ -36,6 +36,7 @@ RULES: dict[str, Rule] = {
     "Status": Rule(VIEWER),
     "Explain": Rule(VIEWER),
     "Paths": Rule(VIEWER),
+    "Ladder": Rule(VIEWER),
     "SetOverride": Rule(OPERATOR, dry_run=VIEWER),
     "ClearOverride": Rule(OPERATOR, dry_run=VIEWER),
     "History": Rule(VIEWER),

@@ -127,6 +127,27 @@ class AdminClient:
         )
         return merged, errors
 
+    def ladder(self, request: pb.LadderRequest) -> tuple[pb.LadderResponse, list[AdminError]]:
+        """Where all edges stand, as `paths` for their ways."""
+        told = self._each("Ladder", request)
+        errors = [answer for answer in told if isinstance(answer, AdminError)]
+        answers = [answer for answer in told if not isinstance(answer, AdminError)]
+        if not answers:
+            raise next((error for error in errors if not error.retryable), None) or _worst(errors)
+        nodes: dict[str, pb.EdgeStanding] = {}
+        for answer in answers:
+            for node in answer.edges:
+                if node.node not in nodes or nodes[node.node].heard_s < node.heard_s:
+                    nodes[node.node] = node
+        names = {node.split("/")[1] for node in nodes}
+        merged = pb.LadderResponse(
+            edges=[nodes[name] for name in sorted(nodes)],
+            unheard=sorted({edge for answer in answers for edge in answer.unheard} - names),
+            now_s=max(answer.now_s for answer in answers),
+            omitted=sum(answer.omitted for answer in answers),
+        )
+        return merged, errors
+
     def statuses(self) -> list[tuple[str, pb.StatusResponse | AdminError]]:
         """What each replica says of itself and its nodes, or why it says nothing; asked at once,
         so that those which are down cost the time of one."""

@@ -88,8 +88,8 @@ def answer(
     snapshot: Snapshot, heard: Mapping[str, NodePaths], edge: str, region: str, now_s: float
 ) -> pb.PathsResponse:
     """What `tradewind paths` shows. Raises `UnknownName`."""
-    _known(edge, snapshot.edges, "EdgeSite")
-    _known(region, snapshot.regions, "Region")
+    known(edge, snapshot.edges, "EdgeSite")
+    known(region, snapshot.regions, "Region")
     response = pb.PathsResponse(now_s=now_s)
     size = 0
     for node, told in sorted(heard.items()):
@@ -122,7 +122,7 @@ def _add_node(response: pb.PathsResponse, node: str, told: NodePaths, region: st
     message.events.extend(path_reports.to_events(events))
 
 
-def _known(name: str, held: Mapping[str, T], kind: str) -> None:
+def known(name: str, held: Mapping[str, T], kind: str) -> None:
     if name and name not in held:
         have = sorted(held)
         more = f" and {len(have) - _NAMED} more" if len(have) > _NAMED else ""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from control_plane.admin import access, edge_paths, errors, messages
+from control_plane.admin import access, edge_ladder, edge_paths, errors, messages
 from control_plane.admin.explain import Question, explain
 from control_plane.admin.status import Now, status
 from control_plane.admin.status_sources import NO_SOURCES, RolloutSource, StatusSources
@@ -232,6 +232,19 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             )
 
         return await self._answer(context, "Paths", request, call)
+
+    async def Ladder(self, request: pb.LadderRequest, context: Any) -> pb.LadderResponse:  # noqa: N802
+        async def call(_: Principal) -> pb.LadderResponse:
+            if self._sources.ladders is None:
+                raise errors.NotServed("this replica takes no heartbeats")
+            return edge_ladder.answer(
+                self._catalog.view_now.snapshot,
+                self._sources.ladders(),
+                request.edge,
+                self._clock.wall(),
+            )
+
+        return await self._answer(context, "Ladder", request, call)
 
     async def _answer(
         self,

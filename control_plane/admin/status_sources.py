@@ -16,6 +16,7 @@ from control_plane.admin.explain import Told
 from control_plane.directives.observed import Member, Observed
 from control_plane.directives.state import Outlook, State
 from control_plane.director.election import Leader, Term
+from control_plane.membership.ladder import NodeLadder
 from control_plane.membership.paths import NodePaths
 from control_plane.store.base import StoreStatus
 from topology.directive import Directive
@@ -80,6 +81,7 @@ class StatusSources(Struct, frozen=True, kw_only=True):
     rollouts: RolloutSource | None = None
     observe: Callable[[], Observed] | None = None  # what this replica sees of the nodes
     paths: Callable[[], Mapping[str, NodePaths]] | None = None  # and of their ways to regions
+    ladders: Callable[[], Mapping[str, NodeLadder]] | None = None  # and where they stand
 
     def told(self, edge: str) -> Told:
         """What is known here of an edge: for `explain`."""

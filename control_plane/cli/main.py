@@ -31,6 +31,7 @@ _VERBS = {
     "status": "control_plane.cli.status:app",
     "explain": "control_plane.cli.explain:app",
     "paths": "control_plane.cli.paths:app",
+    "ladder": "control_plane.cli.ladder:app",
     "region": "control_plane.cli.region:app",
     "rollout": "control_plane.cli.rollout:app",
     "history": "control_plane.cli.history:app",
@@ -44,7 +45,7 @@ _VERBS = {
 # Verbs that talk to the control plane, and the options that all of them share.
 _REMOTE = frozenset(
     (
-        *("apply", "diff", "delete", "get", "status", "explain", "paths", "region"),
+        *("apply", "diff", "delete", "get", "status", "explain", "paths", "ladder", "region"),
         *("rollout", "history", "rollback", "audit"),
     )
 )

@@ -13,8 +13,9 @@ from xds.data.orca.v3 import orca_load_report_pb2 as orca
 from control_plane.directives.observed import CoreReport, Member, RegionSeen
 from control_plane.membership.errors import InvalidHeartbeat
 from topology.paths import PathChange
-from topology.wire import path_reports
+from topology.wire import ladder_reports, path_reports
 from topology.wire.gen.tradewind.v1 import membership_pb2 as pb
+from topology.wire.ladder_reports import StandingReport
 from topology.wire.path_reports import PathReport
 
 INCARNATION_MAX = 64  # characters
@@ -30,7 +31,8 @@ RTT_MAX_MS = 600_000.0
 
 class Heartbeat(Struct, frozen=True):
     """What a node says of itself, within bounds. `load`: of a core, where it told any. `paths` and
-    `queue_ms` by region; `events`: the changes of ways that it had not told before."""
+    `queue_ms` by region; `events`: the changes of ways that it had not told before; `ladder`:
+    where an edge stands, by tier."""
 
     node: str
     incarnation: str
@@ -45,6 +47,7 @@ class Heartbeat(Struct, frozen=True):
     paths: dict[str, tuple[PathReport, ...]] = {}
     queue_ms: dict[str, float] = {}
     events: tuple[PathChange, ...] = ()
+    ladder: tuple[StandingReport, ...] = ()
 
     def of_regions(self, known: Collection[str]) -> Heartbeat:
         """The same without what it says of regions that are not known: nobody's memory is filled
@@ -111,6 +114,7 @@ def read(message: pb.Heartbeat) -> Heartbeat:
         *_text_problems(message),
         *_region_problems(message),
         *path_reports.event_problems(message.path_events),
+        *ladder_reports.standing_problems(message.ladder),
     ]
     load, load_problems = _load(message.orca)
     problems += load_problems
@@ -135,6 +139,7 @@ def read(message: pb.Heartbeat) -> Heartbeat:
         },
         queue_ms={s.region: s.queue_ms for s in message.regions if s.queue_ms},
         events=path_reports.read_events(message.path_events),
+        ladder=ladder_reports.read_standings(message.ladder),
     )
 
 

@@ -25,6 +25,7 @@ from control_plane.membership.errors import (
     TooMany,
 )
 from control_plane.membership.heartbeat import Heartbeat
+from control_plane.membership.ladder import NodeLadder
 from control_plane.membership.paths import NodePaths, told
 from control_plane.membership.settings import MembershipSettings
 from control_plane.membership.upkeep import Standing, Upkeep
@@ -97,6 +98,14 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
     def paths(self) -> dict[str, NodePaths]:
         """Edge node -> its ways to each region, from heartbeats that are fresh."""
         return {node: said.paths for node, said in self._fresh() if said.role == "edge"}
+
+    def ladders(self) -> dict[str, NodeLadder]:
+        """Edge node -> where it stands on the ladder, from heartbeats that are fresh."""
+        return {
+            node: NodeLadder(said.name, said.wall_s, said.heartbeat.ladder)
+            for node, said in self._fresh()
+            if said.role == "edge"
+        }
 
     def cores(self) -> dict[str, CoreReport]:
         """Core -> its load, from heartbeats that are fresh."""

@@ -30,6 +30,7 @@ from topology.fair_queue import QueueFull
 from topology.policy import OverloadPolicy
 from topology.routing import Candidate, Decision
 from topology.snapshot import Snapshot
+from topology.wire.ladder_reports import StandingReport
 
 TICK_S = 0.02  # how late room that comes with time is seen, and a wait that is over
 QUANTISED, REFUSED = QUALITIES.index("quantised"), QUALITIES.index("refused")
@@ -325,6 +326,21 @@ class Entry:
         """As of now, by tier."""
         self.look(self._forwarder.now())
         return [ladder.standing() for ladder in self.ladders.values()]
+
+    def reports(self, wall_s: float) -> list[StandingReport]:
+        """The same for heartbeats, at that Unix time."""
+        now = self._forwarder.now()
+        return [
+            StandingReport(
+                standing.tier,
+                standing.quality,
+                wall_s - (now - standing.since),
+                standing.pressure,
+                standing.why,
+                {str(quality): rate for quality, rate in standing.recent.items()},
+            )
+            for standing in self.standings()
+        ]
 
     def _look(self, ladder: TierLadder, now: float) -> None:
         """The wait for room is that of one more like the last who came and waits."""

@@ -24,6 +24,7 @@ VERBS = [
     ["status"],
     ["explain"],
     ["paths"],
+    ["ladder"],
     ["history"],
     ["rollback"],
     *(["audit", verb] for verb in ("list", "verify")),

@@ -55,6 +55,7 @@ REQUESTS: dict[str, list[tuple[Any, str]]] = {
     "Status": [(pb.StatusRequest(), "viewer")],
     "Explain": [(pb.ExplainRequest(edge="tokyo", tenant="acme", model="smol"), "viewer")],
     "Paths": [(pb.PathsRequest(), "viewer")],
+    "Ladder": [(pb.LadderRequest(), "viewer")],
     "SetOverride": [
         (drain(dry_run=True), "viewer"),
         (drain(), "operator"),

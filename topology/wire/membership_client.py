@@ -23,10 +23,11 @@ from runtime.clock import Clock
 from runtime.identity import Identity
 from topology.paths import PathChange
 from topology.routing import Views
-from topology.wire import path_reports
+from topology.wire import ladder_reports, path_reports
 from topology.wire.channel import open_channel
 from topology.wire.gen.tradewind.v1 import membership_pb2 as pb
 from topology.wire.gen.tradewind.v1 import membership_pb2_grpc
+from topology.wire.ladder_reports import StandingReport
 from topology.wire.path_reports import PathReport
 
 log = logs.get("membership")
@@ -49,7 +50,8 @@ class MembershipClientSettings(msgspec.Struct, frozen=True, forbid_unknown_field
 
 class Report(msgspec.Struct, frozen=True):
     """What a node says of itself. `orca`: a core's load, as an OrcaLoadReport. `paths`: an edge's
-    ways to each region in their order; `path_events`: how they changed, the newest last."""
+    ways to each region in their order; `path_events`: how they changed, the newest last; `ladder`:
+    where it stands, by tier."""
 
     healthy: bool
     draining: bool = False
@@ -58,6 +60,7 @@ class Report(msgspec.Struct, frozen=True):
     orca: bytes = b""
     paths: Sequence[PathReport] = ()
     path_events: Sequence[PathChange] = ()
+    ladder: Sequence[StandingReport] = ()
 
     @property
     def urgent(self) -> object:
@@ -220,6 +223,7 @@ class MembershipClient:
                 for region, view in report.regions.items()
             ],
             path_events=path_reports.to_events(news),
+            ladder=ladder_reports.to_standings(report.ladder),
             orca=report.orca,
             leaving=leaving,
         )

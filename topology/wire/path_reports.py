@@ -47,7 +47,7 @@ def to_paths(reports: Iterable[PathReport]) -> list[pb.PathSeen]:
         pb.PathSeen(
             relay=report.relay,
             up=report.up,
-            state=_fit(report.state, STATE_MAX),
+            state=fit(report.state, STATE_MAX),
             rtt_ms=_figure(report.rtt_ms, 0.0),
             extra_ms=_figure(report.extra_ms, 0.0),
             measured_rtt_ms=_figure(report.measured_rtt_ms, 0.0),
@@ -55,7 +55,7 @@ def to_paths(reports: Iterable[PathReport]) -> list[pb.PathSeen]:
             loss_out=_share(report.loss_out),
             loss_back=_share(report.loss_back),
             since_s=_time(report.since_s),
-            why=_fit(report.why, TEXT_MAX),
+            why=fit(report.why, TEXT_MAX),
             exchanges=max(0, min(report.exchanges, 2**32 - 1)),
         )
         for report in list(reports)[:PATHS_MAX]
@@ -70,7 +70,7 @@ def to_events(changes: Sequence[PathChange]) -> list[pb.PathEvent]:
             region=change.region,
             before=change.before,
             after=change.after,
-            why=_fit(change.why, TEXT_MAX),
+            why=fit(change.why, TEXT_MAX),
         )
         for change in changes[-EVENTS_MAX:]
     ]
@@ -176,7 +176,7 @@ def _known(value: float) -> float | None:
     return value if value >= 0 else None
 
 
-def _fit(text: str, most: int) -> str:
+def fit(text: str, most: int) -> str:
     """One line of printable characters."""
     text = "".join(c if c.isprintable() else " " for c in text[: most + 1])
     return text if len(text) <= most else text[: most - 1] + "…"
