@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
-from math import ceil
 from random import Random
 
 from msgspec.structs import replace
@@ -14,28 +13,17 @@ from region_core.engine.base import Engine, FinishReason
 from region_core.engine.sim import SimEngine
 from region_core.errors import Refused
 from region_core.instant import answer_at_once
-from region_core.job import (
-    Failed,
-    Job,
-    Sink,
-    Ticket,
-    above_level,
-    draining,
-    foreseen,
-    overloaded,
-    too_late,
-)
+from region_core.job import Failed, Job, Sink, Ticket, draining, too_late
 from region_core.prepare import Offer, Prepared, prepare
 from region_core.rate import Rate
 from region_core.report import Counters, LoadReport, StepFigures
 from region_core.runner import Event, Progress, Runner
-from region_core.scheduling.admission import Refusal, retry_after_s
 from region_core.scheduling.batcher import Limits
-from region_core.scheduling.forecast import Ask, Estimate, Forecast
-from region_core.scheduling.level import Level, Moment
+from region_core.scheduling.forecast import Forecast
+from region_core.scheduling.level import Level
+from region_core.shedding import Shedding
 from runtime import logs
 from runtime.clock import Clock
-from topology.cursor import ALL_ADMITTED, tier_of
 from topology.fair_queue import QueueFull
 
 log = logs.get("service")
@@ -79,9 +67,6 @@ class _Nobody:
 
 
 _NOBODY = _Nobody()
-_NEVER_S = 1e15  # a deadline that never comes
-_ANY = 3  # the urgency of all, where nobody is protected
-_AT_ONCE = Estimate(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class _Over:
@@ -122,14 +107,14 @@ class CoreService:
         self.answers: Answers | None = None
         self._limits = limits
         self._clock = clock
-        self._rng = rng or Random()
         self._loop = asyncio.get_running_loop()
         self._instant = engine if isinstance(engine, SimEngine) and engine.instant else None
         self._runner = Runner(engine, limits, clock, self._from_engine)
-        self._protect = protect
-        self._level: Level | None = None
+        level = None
         if protect and queue_target_s is not None:
-            self._level = Level(queue_target_s, limits.slots, limits.waiting, clock.now())
+            level = Level(queue_target_s, limits.slots, limits.waiting, clock.now())
+        rng = rng or Random()
+        self.shedding = Shedding(self._runner, self.counters, clock, rng, level, protect)
         self._tickets: dict[int, _Ticket] = {}
         self._last_id = 0
         self._draining = False
@@ -172,12 +157,11 @@ class CoreService:
     @property
     def level(self) -> int:
         """Requests whose cursor is below it are admitted (`topology.cursor`)."""
-        return ALL_ADMITTED if self._level is None else self._set(self._level)
+        return self.shedding.level
 
     def aim(self, queue_target_s: float) -> None:
         """How long requests may wait, where the level is in use."""
-        if self._level is not None:
-            self._level.aim(queue_target_s)
+        self.shedding.aim(queue_target_s)
 
     @property
     def preemptions(self) -> int:
@@ -219,7 +203,9 @@ class CoreService:
                 answer_at_once(self._instant, self.offer, job, sink, self.counters)
                 return _OVER
             size = sum(len(message.content) for message in job.request.messages)
-            refused = self._shed(job, size)  # in a storm most are: before tokenising
+            limit = job.request.max_tokens or self.offer.default_output_tokens
+            least = size // self.engine.tokenizer.longest_token_bytes
+            refused = self.shedding.refusal(job, least, limit)  # before tokenising
             if refused is not None:
                 self._refuse(sink, refused)
                 return _OVER
@@ -254,8 +240,10 @@ class CoreService:
 
     def cancelled(self, ticket: _Ticket) -> None:
         """The client gave up."""
+        if ticket.sink is _NOBODY:
+            return
         self.counters.cancelled += 1
-        if not self._protect:
+        if not self.shedding.protect:
             ticket.sink = _NOBODY
             return
         self._done(ticket)
@@ -265,23 +253,34 @@ class CoreService:
 
     def _prepare_aside(self, ticket: _Ticket) -> None:
         if self._preparing >= max(1, self._limits.waiting):
-            self._refuse(ticket.sink, self._full(0.0))
+            self._refuse(ticket.sink, self.shedding.full(0.0))
             ticket.done = True
             return
         self._preparing += 1
         self._tickets[ticket.id] = ticket
-        future = self._tokenisers.submit(prepare, ticket.job, self.engine.tokenizer, self.offer)
+        future = self._tokenisers.submit(self._tokenised, ticket)
         future.add_done_callback(
             lambda done: self._loop.call_soon_threadsafe(self._prepared, ticket, done)
         )
 
-    def _prepared(self, ticket: _Ticket, done: Future[Prepared]) -> None:
+    def _tokenised(self, ticket: _Ticket) -> Prepared | None:
+        """In the tokeniser's thread; nothing for those who left, or are late, by their turn."""
+        job = ticket.job
+        if ticket.done or (self.shedding.protect and job.deadline_s <= self._clock.now()):
+            return None
+        return prepare(job, self.engine.tokenizer, self.offer)
+
+    def _prepared(self, ticket: _Ticket, done: Future[Prepared | None]) -> None:
         self._preparing -= 1
         if ticket.done or done.cancelled():
             return
         del self._tickets[ticket.id]
         try:
-            self._enqueue(ticket, done.result())
+            prepared = done.result()
+            if prepared is None:
+                self._turn_away(ticket, too_late())
+                return
+            self._enqueue(ticket, prepared)
         except Refused as error:
             self._refuse(ticket.sink, Failed.of(error))
             ticket.done = True
@@ -294,23 +293,19 @@ class CoreService:
             return
         size = len(prepared.prompt) + len(prepared.answer)
         limit = prepared.max_tokens - len(prepared.answer)
-        ask = Ask(job.urgency, job.tenant, size, limit, bool(job.resume), job.weight)
-        deadline_s, estimate, refusal = job.deadline_s, _AT_ONCE, None
-        if self._protect:
-            estimate, refusal = self._runner.foresee(ask, deadline_s)
-        else:
-            ask, deadline_s = replace(ask, urgency=_ANY, tenant="", weight=1.0), _NEVER_S
-        if refusal is not None:
-            self._turn_away(ticket, self._foreseen(refusal))
+        ask, deadline_s = self.shedding.ask(job, size, limit)
+        estimate, refused = self.shedding.foresee(ask, deadline_s)
+        if refused is not None:
+            self._turn_away(ticket, refused)
             return
         try:
             displaced = self._runner.submit(ticket.id, ask, deadline_s, prepared, estimate)
         except QueueFull:
-            self._turn_away(ticket, self._full(estimate.wait_s))
+            self._turn_away(ticket, self.shedding.full(estimate.wait_s))
             return
         self._tickets[ticket.id] = ticket
         if displaced is not None:
-            self._fail(self._tickets[displaced], self._full(estimate.wait_s, "displaced"))
+            self._fail(self._tickets[displaced], self.shedding.full(estimate.wait_s, "displaced"))
         self.counters.accepted += 1
         self.counters.prompt_tokens += len(prepared.prompt)
         self._requests.add(1, self._clock.now())
@@ -330,60 +325,6 @@ class CoreService:
         self._check_idle()
 
     # Refusing
-
-    def _shed(self, job: Job, size: int) -> Failed | None:
-        """Why a request is refused before it costs anything; `size` is in characters."""
-        if not self._protect:
-            return None if self._runner.has_room(_ANY, "") else self._full(0.0)
-        if self._level is not None and not self._admits(self._level, job):
-            return self._above(self._level, job)
-        return self._foresee_refusal(job, size)
-
-    def _admits(self, level: Level, job: Job) -> bool:
-        self._set(level)
-        level.came(job.cursor)
-        if job.resume or job.cursor < level.value:
-            return True
-        runner = self._runner
-        return level.admits(job.cursor, job.urgency, runner.waiting_by_urgency, runner.unused)
-
-    def _set(self, level: Level) -> int:
-        now, runner = self._clock.now(), self._runner
-        if level.due(now):
-            waiting, places = runner.waiting_by_urgency, runner.places_per_s()
-            level.review(Moment(waiting, runner.unused, places), now)
-        return level.value
-
-    def _above(self, level: Level, job: Job) -> Failed:
-        shed, tier = self.counters.shed, tier_of(job.urgency)
-        shed[tier] = shed.get(tier, 0) + 1
-        wait_s = level.wait_s(self._runner.waiting)
-        return above_level(self._retry_after_ms(level.retry_s), wait_s * 1000)
-
-    def _foresee_refusal(self, job: Job, size: int) -> Failed | None:
-        """Its input is taken to be as short as it can be: `_enqueue` asks again with its tokens."""
-        least = size // self.engine.tokenizer.longest_token_bytes + len(job.resume)
-        limit = job.request.max_tokens or self.offer.default_output_tokens
-        limit = max(1, limit - len(job.resume))
-        ask = Ask(job.urgency, job.tenant, least, limit, bool(job.resume))
-        estimate, refusal = self._runner.foresee(ask, job.deadline_s)
-        if refusal is not None:
-            return self._foreseen(refusal)
-        if not self._runner.has_room(job.urgency, job.tenant):
-            return self._full(estimate.wait_s)
-        return None
-
-    def _foreseen(self, refusal: Refusal) -> Failed:
-        if refusal.left_s <= 0:
-            return too_late()
-        return foreseen(refusal, self._retry_after_ms(refusal.drain_s), refusal.drain_s * 1000)
-
-    def _full(self, wait_s: float, cause: str = "full") -> Failed:
-        retry_after_ms = self._retry_after_ms(wait_s)
-        return overloaded(self._runner.waiting, retry_after_ms, wait_s * 1000, cause)
-
-    def _retry_after_ms(self, drain_s: float) -> int:
-        return ceil(1000 * retry_after_s(drain_s, self._rng.random()))
 
     def _turn_away(self, ticket: _Ticket, failed: Failed) -> None:
         ticket.done = True

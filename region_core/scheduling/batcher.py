@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from region_core.scheduling.admission import Refusal, refusal, useful_s
 from region_core.scheduling.forecast import Ask, Estimate, Forecast, Scene
 from region_core.scheduling.plan import Chunk, Step
-from region_core.scheduling.preemption import VIP, Claim, Preemption, Victim
+from region_core.scheduling.preemption import PAUSED, VIP, Claim, Preemption, Victim
 from region_core.scheduling.releases import Releases
 from topology.fair_queue import URGENCIES, Entry, PriorityQueue
 
@@ -109,6 +109,7 @@ class Batcher:
         self._running: dict[int, _Running] = {}  # by id, in the order of admission
         self._released: list[int] = []
         self._paused: dict[int, _Running] = {}  # by id: they gave up their slots, and wait
+        self._paused_most = ceil(limits.slots * PAUSED)
         self._preemption = Preemption(limits.preemptions)
         self._held_steps = 0.0  # by sequences that left lately; 0: by none yet
         self._beginning: list[_Running] = []  # that the step gives their first token
@@ -335,7 +336,7 @@ class Batcher:
         if not self.limits.preemptions:
             return False
         entry = self.queue.peek(now)
-        if entry is None or entry.urgency > VIP or len(self._paused) >= self.limits.slots:
+        if entry is None or entry.urgency > VIP or len(self._paused) >= self._paused_most:
             return False
         steps, before = self.forecast.steps, len(preempted)
         wait_s = self._view(now).releases.steps_until(before + 1) * steps.seconds(self.limits.slots)

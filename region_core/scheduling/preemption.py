@@ -18,8 +18,9 @@ from msgspec import Struct
 
 VIP = 1  # requests of this urgency, or more urgent
 PATIENCE_S = 0.05
-SHARE = 0.02  # of the engine's time, for input that is taken in again
-BURST_S = 0.25  # of such time, saved up while none was needed
+SHARE = 0.015  # of the engine's time, for input that is taken in again
+PAUSED = 0.25  # of the slots: so many sequences may wait for another one, at most
+BURST_S = 0.1  # of such time, saved up while none was needed
 
 
 class Claim(Struct, frozen=True):

@@ -74,6 +74,7 @@ class World:
         self._slots: dict[int, int] = {}
         self.levels: list[tuple[float, int]] = []
         self.busy_s = 0.0
+        self.places: list[tuple[float, Request]] = []  # given, in their order
 
     def run(self, requests: Sequence[Request], until: float = 1e9) -> None:
         """Let them all come, and everything end."""
@@ -137,6 +138,7 @@ class World:
             self._slots.pop(slot, None)
         for admitted in plan.admitted:
             self._slots[admitted.slot] = admitted.id
+            self.places.append((self.now, self.by_id[admitted.id]))
         if plan.step.empty:
             return
         took = self.seconds(plan.step)

@@ -87,6 +87,8 @@ class World:
         *,
         limits: Limits = LIMITS,
         clock: Clock | None = None,
+        queue_target_s: float | None = None,
+        protect: bool = True,
         **offer: Any,
     ) -> None:
         found = {
@@ -96,7 +98,14 @@ class World:
             "default_output_tokens": 64,
         }
         self.clock = clock or SystemClock()
-        self.service = CoreService(engine, Offer(**(found | offer)), limits, self.clock)
+        self.service = CoreService(
+            engine,
+            Offer(**(found | offer)),
+            limits,
+            self.clock,
+            queue_target_s=queue_target_s,
+            protect=protect,
+        )
         self.engine = engine
         self._count = 0
 
@@ -111,7 +120,7 @@ class World:
         self._count += 1
         of_job = {
             name: changes.pop(name)
-            for name in ("resume", "urgency", "deadline_s", "request_id")
+            for name in ("resume", "urgency", "deadline_s", "request_id", "cursor", "tenant")
             if name in changes
         }
         asked = {"model": MODEL, "messages": (Message("user", text),), "temperature": 0.0}
