@@ -6,7 +6,7 @@ way, or given up. Measured: 2 µs for a request and its answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from edge_node.admission.gate import Gate
 from edge_node.admission.intake import Outcome
@@ -34,11 +34,16 @@ class GatedUpstream:
         exchange = self._upstream.open(region, request, body, relay)
         return _Gated(self, region, request, len(body), exchange)
 
-    def distrust(self, region: str, why: str) -> None:
-        self._upstream.distrust(region, why)
+    def distrust(
+        self, region: str, why: str, request_ids: Collection[str] = ()
+    ) -> Collection[str] | None:
+        return self._upstream.distrust(region, why, request_ids)
 
     def fault(self, region: str, why: str, request_id: str) -> None:
         self._upstream.fault(region, why, request_id)
+
+    def stuck(self) -> Collection[str]:
+        return self._upstream.stuck()
 
     def note_queue(self, region: str, queue_ms: float) -> None:
         self._upstream.note_queue(region, queue_ms)
