@@ -21,6 +21,7 @@ class Cause(enum.Enum):
     SILENCE = enum.auto()  # the region sent nothing for too long; another may be asked
     HEDGE = enum.auto()  # its first token is late: another may be asked beside it
     STALL = enum.auto()  # everything in that region stands still
+    CORE = enum.auto()  # the core that has it stands still, and others of its region do not
     MOVE = enum.auto()  # the region is drained, and this answer has had its time there
     DEADLINE = enum.auto()
     DISCONNECT = enum.auto()  # the client went away
@@ -28,7 +29,7 @@ class Cause(enum.Enum):
 
 
 # The request itself goes on after these. They strike it only where it waits for its region.
-PASSING = frozenset((Cause.SILENCE, Cause.HEDGE, Cause.STALL, Cause.MOVE))
+PASSING = frozenset((Cause.SILENCE, Cause.HEDGE, Cause.STALL, Cause.CORE, Cause.MOVE))
 # After these nobody waits for the answer, unless others do: see `Keeper`.
 LEAVING = frozenset((Cause.DEADLINE, Cause.DISCONNECT))
 

@@ -286,7 +286,11 @@ class Attempt:
             self._detour = detour
         return detour
 
-    # For `progress`, and load reports
+    # For `Watch`, and load reports
+
+    @property
+    def request_id(self) -> str:
+        return self._ask.request_id
 
     @property
     def region(self) -> str:

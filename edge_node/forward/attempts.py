@@ -105,7 +105,9 @@ class Attempts(Attempt):
                 self.waiting = False
                 if self._flight.cause not in PASSING:
                     raise
-                self._interrupted()
+                stranded = self._interrupted()
+                if stranded is not None:
+                    await self._way_back(stranded)
 
     def close(self) -> None:
         """Tell the region that nobody waits any more, unless the answer is whole."""
@@ -211,7 +213,8 @@ class Attempts(Attempt):
             and self._detours().elsewhere(self.region) is not None
         )
 
-    def _interrupted(self) -> None:
+    def _interrupted(self) -> PathDown | None:
+        """What it waits for a way to live again for, if it does."""
         cause = self._flight.cause
         self._flight.carry_on()
         if cause is Cause.HEDGE:
@@ -220,8 +223,11 @@ class Attempts(Attempt):
             self._move()
         elif cause is Cause.STALL:
             self._stalled(self._left)
+        elif cause is Cause.CORE:
+            return self._leave_core()
         elif not self._left_race(self.region):
             self._fail(RegionSilent(self.region, self._ask.silence_s))
+        return None
 
     def _move(self) -> None:
         assert self.candidate is not None  # it runs there
@@ -240,6 +246,16 @@ class Attempts(Attempt):
         if going and detour.other() is not None:
             figures.stalled += 1
             self._fail(RegionStalled(region))
+
+    def _leave_core(self) -> PathDown | None:
+        """Go on at another core of the region, if it can be carried on."""
+        can = self._received.resumable or not self._shown
+        closed = self._detours().ways.is_closed(self.region)  # it stays for want of another
+        if not can or closed or type(self._exchange) is Race:
+            return None
+        self._owner.figures.stalled += 1
+        error = PathDown(self.region, "the core that had it stands still")
+        return None if self._fail(error) else error
 
     # Hedging: see `race`. This is its judge.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import TypeAlias
 
 from topology.overlay.errors import PathDown
@@ -81,6 +81,7 @@ class MemoryUpstream:
         self.ways: list[tuple[str, str]] = []
         self.cancelled = 0
         self.distrusted: list[tuple[str, str]] = []
+        self.stuck_ids: set[str] = set()
         self.faults: list[tuple[str, str]] = []
         self.trusted: list[str] = []  # after each answer that came whole
         self.queues_ms: dict[str, float] = {}
@@ -106,9 +107,12 @@ class MemoryUpstream:
             self._down.add((region, relay))
         self._views = {**self._views, region: self._view(region)}
 
-    def distrust(self, region: str, why: str) -> None:
+    def distrust(self, region: str, why: str, request_ids: Collection[str] = ()) -> None:
         self.distrusted.append((region, why))
         self.cut(region)
+
+    def stuck(self) -> set[str]:
+        return self.stuck_ids
 
     def fault(self, region: str, why: str, request_id: str) -> None:
         self.faults.append((region, why))

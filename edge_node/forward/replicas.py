@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from random import Random
 
 from edge_node.forward.blame import fault_of
@@ -37,16 +37,18 @@ SPARE_MIN_S, SPARE_MAX_S = 0.1, 5.0  # between spares, while none of them does
 CALM_S = 10.0  # after so long without one, the next is at once again
 REMEMBERED = 64  # requests that a core failed last
 FAILED = ("silent", "stalled", "waiting")
+STALL_S = 1.0  # a core that says for so long that it gets nowhere loses what it has
 
 
 class Core:
     """One core of the region."""
 
-    __slots__ = ("address", "failed", "leaving", "part", "tunnel")
+    __slots__ = ("address", "failed", "leaving", "part", "stalled_s", "tunnel")
 
     def __init__(self, address: str, tunnel: Tunnel) -> None:
         self.address = address
         self.tunnel = tunnel
+        self.stalled_s: float | None = None  # since when it says that it gets nowhere
         self.leaving = False  # the region does not name it any more
         self.part = 1.0  # of its part of the requests
         self.failed: deque[str] = deque(maxlen=REMEMBERED)  # requests, by their ids
@@ -88,6 +90,7 @@ class Replicas:
         self._live: list[Core] = []
         self._usable: list[Core] = []  # those of them that are not left alone
         self._returning = False  # one of them is
+        self._stalled: list[Core] = []
         self._open: dict[str, Core] = {}  # request id -> where it is
         self._told: object = None
         self._adding: asyncio.TimerHandle | None = None
@@ -260,6 +263,24 @@ class Replicas:
         now = self._now()
         return all(self.outliers.failing(core.address, now) for core in self._live)
 
+    def distrust(self, request_ids: Collection[str], why: str) -> list[str] | None:
+        """These requests stand still. None: so do all cores that live; else those that have them
+        are left alone for a while, and all requests there are returned."""
+        bad = {core for i in request_ids if (core := self._open.get(i)) is not None}
+        if not bad or all(core in bad for core in self._live):
+            return None
+        for core in bad:
+            self._note(core, why, stalled=True)
+        return [request_id for request_id, core in self._open.items() if core in bad]
+
+    def stuck(self) -> list[str]:
+        """Requests at cores that stand still, where others serve."""
+        if not (self._stalled and self._live):
+            return []
+        then = self._now() - STALL_S
+        late = {core for core in self._stalled if (core.stalled_s or 0.0) <= then}
+        return [request_id for request_id, core in self._open.items() if core in late]
+
     def _note(self, core: Core, why: str, *, stalled: bool = False) -> None:
         note = self.outliers.stalled if stalled else self.outliers.failed
         if note(core.address, why, self._now()):
@@ -320,8 +341,12 @@ class Replicas:
         self.several = len(self._cores) > 1
         self.outliers.keep(self._cores)
         self._refresh()
-        stalled = [core.tunnel.status.state == "stalled" for core in self._cores.values()]
-        told = self.tunnel, tuple(self._live), any(stalled)
+        self._stalled = [
+            core for core in self._cores.values() if core.tunnel.status.state == "stalled"
+        ]
+        for core in self._cores.values():
+            core.stalled_s = (core.stalled_s or self._now()) if core in self._stalled else None
+        told = self.tunnel, tuple(self._live), bool(self._stalled)
         if told != self._told:
             self._told = told
             self._on_change(self)

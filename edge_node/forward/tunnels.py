@@ -17,7 +17,7 @@ Which way is taken is settled in `topology.paths`, and who takes it in `topology
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from random import Random
 from typing import Protocol, TypeAlias
 
@@ -120,9 +120,16 @@ class Tunnels:
             return path.open(request, body)
         return path.tunnel.open(request, body)
 
-    def distrust(self, region: str, why: str) -> None:
+    def distrust(
+        self, region: str, why: str, request_ids: Collection[str] = ()
+    ) -> Collection[str] | None:
+        road = self._roads.get(region)
+        theirs = road.direct.distrust(request_ids, why) if road is not None else None
+        if theirs is not None:
+            return theirs
         if self._outliers.stalled(region, why, self._clock.now()):
             self._left_alone(region, why)
+        return None
 
     def fault(self, region: str, why: str, request_id: str) -> None:
         road = self._roads.get(region)
@@ -132,6 +139,9 @@ class Tunnels:
             return  # it is one core's, and others serve
         if self._outliers.failed(region, why, self._clock.now()):
             self._left_alone(region, why)
+
+    def stuck(self) -> list[str]:
+        return [request_id for road in self._roads.values() for request_id in road.direct.stuck()]
 
     def trust(self, region: str) -> None:
         if self._outliers and self._outliers.served(region, self._clock.now()):

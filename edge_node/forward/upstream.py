@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from topology.overlay.exchange import Take
@@ -38,12 +39,21 @@ class Upstream(Protocol):
         """
         ...
 
-    def distrust(self, region: str, why: str) -> None:
-        """The region answers probes and does not serve: choose others for a while."""
+    def distrust(
+        self, region: str, why: str, request_ids: Collection[str] = ()
+    ) -> Collection[str] | None:
+        """It answers probes and does not serve those requests: choose others for a while.
+
+        None: the region is meant. Else some of its cores are, and these are the requests there.
+        """
         ...
 
     def fault(self, region: str, why: str, request_id: str) -> None:
         """A request failed by the region's fault: not by its way's, nor for want of room."""
+        ...
+
+    def stuck(self) -> Collection[str]:
+        """Ids of requests whose core stands still while others of its region serve."""
         ...
 
     def note_queue(self, region: str, queue_ms: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import ceil
 from typing import Protocol
 
@@ -24,6 +24,9 @@ MOVE_AT_MOST = 50  # unless that were more than this at one
 
 class Watched(Stream, Protocol):
     """An answer that may be told to go on elsewhere."""
+
+    @property
+    def request_id(self) -> str: ...
 
     def runs_in(self, region: str) -> bool: ...
 
@@ -72,20 +75,32 @@ class Watch:
         self._timer = loop.call_later(LOOK_EVERY_S, self._look)
         now = loop.time()
         self._look_at_progress(now)
+        self._leave_cores(self._upstream.stuck())
         if now >= self._drains_at or self._batches:
             self._look_at_drains(now)
 
     def _look_at_progress(self, now: float) -> None:
         look = self._progress.look(self._live, now)
         for stall in look.stalls:
+            here = [answer for answer in self._live if answer.runs_in(stall.region)]
+            ids = [answer.request_id for answer in here if answer.begun]
+            cores = self._upstream.distrust(stall.region, stall.why, ids)
+            if cores is not None:
+                self._leave_cores(cores)
+                continue
             log.warning("a region stands still", region=stall.region, why=stall.why)
-            self._upstream.distrust(stall.region, stall.why)
             self._figures.stalls += 1
-            for answer in self._live:
-                if answer.runs_in(stall.region):
-                    answer.leave(stall.region, Cause.STALL)
+            for answer in here:
+                answer.leave(stall.region, Cause.STALL)
         for answer in look.silent:
             answer.leave(answer.region, Cause.SILENCE)
+
+    def _leave_cores(self, request_ids: Collection[str]) -> None:
+        """The cores that have these requests stand still, and others of their regions do not."""
+        if request_ids:
+            ids = set(request_ids)
+            for answer in [answer for answer in self._live if answer.request_id in ids]:
+                answer.leave(answer.region, Cause.CORE)
 
     def _look_at_drains(self, now: float) -> None:
         if now >= self._drains_at:

@@ -52,6 +52,9 @@ class Ways:
         self._closed |= {region}
         return was_open
 
+    def is_closed(self, region: str) -> bool:
+        return region in self._closed
+
     def doubt(self, candidate: Candidate) -> None:
         """That way died."""
         self._doubted |= {candidate.region, candidate.relay} - {""}

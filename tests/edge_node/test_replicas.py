@@ -13,7 +13,7 @@ import pytest
 
 from edge_node.forward import replicas, retired
 from edge_node.forward.outliers import PROBE_S, STALL_HOLD_S
-from edge_node.forward.replicas import MOST, SPARE_MAX_S, Replicas
+from edge_node.forward.replicas import MOST, SPARE_MAX_S, STALL_S, Replicas
 from tests.edge_node.roads import ASK, FakeTunnel, Roads, until
 from tests.edge_node.worlds import snapshot
 from tests.topology.worlds import document, region
@@ -396,6 +396,24 @@ async def test_one_core_that_closes_is_the_death_of_a_way(world: Roads) -> None:
     other.become("silent")
     assert isinstance(await fail(send(world, "d"), CLOSING), RegionFailure)
     world.clock.advance(STALL_HOLD_S + PROBE_S)
+
+
+async def test_what_a_core_that_stands_still_has_may_go_on_elsewhere(world: Roads) -> None:
+    tunnels = begun(world, 3)
+    for number in range(12):
+        send(world, f"q{number}")
+    here = {i for i, core in direct(world)._open.items() if core.tunnel is tunnels[0]}
+    assert here
+    tunnels[0].become("stalled")
+    assert world.tunnels.stuck() == []  # it may only have paused
+    world.clock.advance(STALL_S)
+    assert set(world.tunnels.stuck()) == here
+    tunnels[0].become("up")
+    assert world.tunnels.stuck() == []
+    for tunnel in tunnels:
+        tunnel.become("stalled")
+    world.clock.advance(2 * STALL_S)
+    assert world.tunnels.stuck() == []  # that is the region's matter: there is nowhere to go
 
 
 async def test_a_request_that_comes_again_goes_to_another_core(world: Roads) -> None:

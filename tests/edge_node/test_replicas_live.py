@@ -76,6 +76,7 @@ class Processes:
                 "step_ms": STEPS_MS[number],
                 "answer_tokens_min": 40,
                 "answer_tokens_max": 48,
+                "hang_while": str(self.hang(number)),
             },
             "model": MODEL,
         }
@@ -83,6 +84,10 @@ class Processes:
         path.write_text(yaml.safe_dump(text))
         command = [sys.executable, "-m", "region_core", "run", "--settings", str(path)]
         self.running[number] = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def hang(self, number: int) -> Path:
+        """While this file is there, the core's engine ends no step."""
+        return self.directory / f"{number}.hang"
 
     def kill(self, number: int) -> None:
         process = self.running[number]
@@ -195,12 +200,12 @@ async def test_load_spreads_evenly_and_a_slow_core_gets_less(processes: Processe
         async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=40)) as client:
 
             async def some(asker: int) -> None:
-                for number in range(6):
+                for number in range(5):
                     await edge.whole(client, 100 * asker + number)
 
             await asyncio.gather(*(some(asker) for asker in range(16)))
         first, second, slow = (edge.sent()[address] for address in processes.addresses)
-        assert first + second + slow == 96
+        assert first + second + slow == 80
         assert abs(first - second) < 0.5 * max(first, second)
         assert slow < 0.75 * min(first, second)
 
@@ -235,6 +240,33 @@ async def test_one_core_is_killed_and_nothing_is_lost(processes: Processes) -> N
         async with asyncio.timeout(20):
             while edge.sent()[processes.addresses[victim]] == before:
                 await asyncio.gather(*(edge.whole(client, seed) for seed in seeds))
+
+
+async def test_a_core_that_hangs_is_left_and_its_streams_go_on(processes: Processes) -> None:
+    for number in range(COUNT):
+        processes.start(number)
+    async with (
+        edge_before(processes.mesh, processes.addresses) as edge,
+        httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=40)) as client,
+    ):
+        seeds = range(6)
+        expected = await asyncio.gather(*(edge.whole(client, seed) for seed in seeds))
+        begun: set[int] = set()
+        streams = [
+            asyncio.create_task(edge.streamed(client, seed, lambda seed=seed: begun.add(seed)))  # type: ignore[misc]
+            for seed in seeds
+        ]
+        await until(lambda: len(begun) > 3)
+        victim = max(range(COUNT), key=lambda n: open_at(edge, processes.addresses[n]))
+        began = asyncio.get_running_loop().time()
+        processes.hang(victim).touch()
+        try:
+            assert await asyncio.gather(*streams) == expected
+        finally:
+            processes.hang(victim).unlink()
+        assert asyncio.get_running_loop().time() - began < 15.0  # the limit for silence is 20 s
+        assert edge.app.figures.stalled >= 1
+        assert edge.tunnels.doubted(NAME) == ""
 
 
 def open_at(edge: Edge, address: str) -> int:
