@@ -21,6 +21,8 @@ from topology.cursor import TIERS, Tier
 WINDOW_S = 0.5
 EXCEPTIONS = 0.02
 SLOW = 1.5
+# What is due so shortly before the event may be answered in it, and says nothing of an unloaded day.
+LAST_CALM_S = 2.0
 RAMP_S = 1.5  # of the peak: the cores' batches fill up
 # Served without a region.
 _NOT_FROM_A_REGION = ("cache", "cached", "stale", "edge-model")
@@ -82,7 +84,7 @@ def from_region(row: Row) -> bool:
 
 def tier_figures(rows: Sequence[Row], tier: Tier, phases: Sequence[Phase]) -> TierFigures:
     mine = [row for row in rows if row.tier == tier]
-    calm = [row for row in mine if row.phase == "baseline"]
+    calm = unloaded_rows(mine, phases)
     event = [row for row in mine if row.phase != "baseline"]
     answered = [row for row in event if row.ok]
     unloaded = [row for row in calm if row.ok]
@@ -105,6 +107,12 @@ def tier_figures(rows: Sequence[Row], tier: Tier, phases: Sequence[Phase]) -> Ti
         refusals=sum(row.refusals for row in event),
         recovery_s=recovery_s(mine, p99_unloaded, phases),
     )
+
+
+def unloaded_rows(rows: Iterable[Row], phases: Sequence[Phase]) -> list[Row]:
+    """Those of the normal load before the event."""
+    ends_s = next((phase.ends_s for phase in phases if phase.name == "baseline"), 0.0)
+    return [row for row in rows if row.phase == "baseline" and row.due_s < ends_s - LAST_CALM_S]
 
 
 def recovery_s(rows: Sequence[Row], p99_unloaded_s: float, phases: Sequence[Phase]) -> float | None:

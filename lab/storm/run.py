@@ -263,8 +263,9 @@ def _warnings(records: rows.Records, spent: cpu.Spent) -> tuple[str, ...]:
             "were due (p99); part of the latencies is its own"
         )
     if spent.busy_share > CPU_BUSY:
+        own = sum(spent.processes.values()) / spent.cpus
         found.append(
-            f"{spent.busy_share:.0%} of the CPU was in use at the peak: the machine, not the "
-            "design, may have been the limit; try a smaller --scale"
+            f"{spent.busy_share:.0%} of the CPU was in use at the peak, {own:.0%} by the storm "
+            "itself: the machine, not the design, may have been the limit; try a smaller --scale"
         )
     return tuple(found)

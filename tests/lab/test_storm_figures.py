@@ -91,9 +91,14 @@ def test_a_tier_is_told_by_whom_it_was_answered() -> None:
     assert (vip.requests, vip.answered, vip.success) == (100, 99, 0.99)
     assert (vip.p99_ms, vip.p99_unloaded_ms) == (1500.0, 1000.0)
     assert vip.first_token_p99_ms == 750.0
-    assert (vip.unloaded_requests, vip.timeouts, vip.tries) == (100, 3, 103)
+    assert (vip.unloaded_requests, vip.timeouts, vip.tries) == (80, 3, 103)
     assert figures.tier_figures(some, "batch", PHASES).success == 0.0
     assert figures.tier_figures(some, "standard", PHASES).p99_ms == -1.0
+
+
+def test_what_the_event_may_have_delayed_is_not_unloaded() -> None:
+    some = evenly(0.0, 8.0, 80) + evenly(8.0, 10.0, 20, took_s=6.0)
+    assert figures.tier_figures(some, "vip", PHASES).p99_unloaded_ms == 1000.0
 
 
 def tail(ill_until_s: float, **ill: object) -> list[Row]:
