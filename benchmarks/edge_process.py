@@ -83,8 +83,8 @@ class Site:
         })  # fmt: skip
         return self._start("core", module, *(["run"] if module == "region_core" else []), settings)
 
-    def start_edge(self) -> Process:
-        """One worker, on the snapshot on disk; ready when this returns."""
+    def start_edge(self, **more: Any) -> Process:
+        """One worker, on the snapshot on disk; ready when this returns. `more`: settings."""
         state = self.directory / "state"
         last_good.save(state / "snapshot-0", self._snapshot())
         settings = self._write("edge", {
@@ -93,6 +93,7 @@ class Site:
             "state_dir": str(state),
             "port": self.http_port,
             "log_level": "warning",
+            **more,
         })  # fmt: skip
         process = self._start("edge", "edge_node", "run", settings)
         process.wait_until(lambda: _status(f"http://127.0.0.1:{self.http_port}/readyz") == 200)
