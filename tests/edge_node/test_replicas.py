@@ -11,9 +11,10 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from edge_node.forward import replicas, retired
+from edge_node.forward import cores, retired
+from edge_node.forward.cores import MOST, SPARE_MAX_S
 from edge_node.forward.outliers import PROBE_S, STALL_HOLD_S
-from edge_node.forward.replicas import MOST, SPARE_MAX_S, STALL_S, Replicas
+from edge_node.forward.replicas import STALL_S, Replicas
 from tests.edge_node.roads import ASK, FakeTunnel, Roads, until
 from tests.edge_node.worlds import snapshot
 from tests.topology.worlds import document, region
@@ -440,8 +441,8 @@ async def test_what_is_kept_of_requests_is_bounded(
     world: Roads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun(world, 2)
-    for number in range(3 * replicas.REMEMBERED):
+    for number in range(3 * cores.REMEMBERED):
         await fail(send(world, f"b{number}"), PathDown(NAME, "cut"))
     kept = [len(core.failed) for core in direct(world)._cores.values()]
-    assert max(kept) <= replicas.REMEMBERED
+    assert max(kept) <= cores.REMEMBERED
     assert direct(world)._open == {}
