@@ -21,6 +21,8 @@ from topology.wire.chat import ChatError, ChunkEncoder
 SLICE = 128  # recipients served in one turn of the loop: others want to be served too
 PIECES = 256  # of an answer, in one event at most
 KEPT_EVENTS = 32  # encoded ones, for those who come after
+SPREAD = 0.5  # of the time after which they are told to come back: not all of them at once
+_GOLDEN = 0.6180339887498949  # multiples of it lie evenly between whole numbers
 
 
 class Origin(Struct, frozen=True):
@@ -39,7 +41,7 @@ class Audience:
 
     __slots__ = (
         "_again", "_due", "_encoders", "_events", "_keeping_up", "_loop", "_origin", "_rounds",
-        "_tails", "_whole", "answer", "error", "recipients",
+        "_tails", "_told", "_whole", "answer", "error", "recipients",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -49,6 +51,7 @@ class Audience:
         self._events: dict[tuple[bool, int, int], bytes] = {}
         self._tails: dict[bool, bytes] = {}
         self._whole = b""
+        self._told = 0  # of an error
         self._keeping_up: dict[Recipient, None] = {}
         self._due: list[Recipient] = []  # to be served in this round
         self._rounds = False  # a slice is about to be served
@@ -149,7 +152,7 @@ class Audience:
             recipient.send(self._tail(self.answer, recipient))
             recipient.end()
         elif self.error is not None:
-            recipient.end(self.error)
+            self._refuse(recipient, self.error)
 
     def _show(self, recipient: Recipient, text: list[str]) -> bool:
         """Whether it has all that came; else it will be given the rest when it has room."""
@@ -170,11 +173,20 @@ class Audience:
             self._serve(recipient)
 
     def _reply(self, recipient: Recipient) -> None:
-        if self.answer is not None:
-            assert self._origin is not None  # it began before it ended
-            self._whole = self._whole or encode(self.answer, recipient.request)
-            recipient.call.reply(200, self._origin.headers(JSON), self._whole)
-        recipient.end(self.error)
+        if self.error is not None:
+            self._refuse(recipient, self.error)
+            return
+        assert self._origin is not None and self.answer is not None  # it is over, and began
+        self._whole = self._whole or encode(self.answer, recipient.request)
+        recipient.call.reply(200, self._origin.headers(JSON), self._whole)
+        recipient.end()
+
+    def _refuse(self, recipient: Recipient, error: ChatError) -> None:
+        if error.retry_after_ms is not None:
+            self._told += 1
+            later = 1 + SPREAD * (self._told * _GOLDEN % 1)
+            error = error.after(int(error.retry_after_ms * later))
+        recipient.end(error)
 
     # Encoding: once for all who want the same
 

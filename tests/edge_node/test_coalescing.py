@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -367,10 +368,28 @@ def test_all_are_told_of_one_failure_each_with_its_own_headers(stream: bool) -> 
         for number, client in enumerate(crowd.clients):
             assert (client.status, client.error) == (503, "overloaded")
             assert client.headers["x-request-id"] == f"id-{number}"
-        assert len(crowd.regions.sent) == 3  # the attempts of one
+        assert len({r.request_id for _, r, _ in crowd.regions.sent}) == 1  # all of one request
 
     overloaded = {name: refusing(name, "overloaded", 503, retryable=True) for name in RTT_MS}
     tell(story, overloaded.pop("frankfurt"), **overloaded)
+
+
+def test_they_are_not_all_told_to_come_back_at_once() -> None:
+    async def full(request: Request, body: bytes) -> Answer:
+        await asyncio.sleep(0.1)
+        failure = Failure("overloaded", "full", 503, retryable=False, retry_after_ms=10_000)
+        raise RegionFailure("frankfurt", failure)
+        yield
+
+    async def story(crowd: Crowd) -> None:
+        for n in range(20):
+            crowd.ask(stream=n % 2 == 0)
+        await crowd.served()
+        told = sorted(int(client.headers["retry-after-ms"]) for client in crowd.clients)
+        assert told[0] >= 10_000 and told[-1] <= 15_000
+        assert max(b - a for a, b in pairwise(told)) < 1_000
+
+    tell(story, full)
 
 
 def test_a_stream_that_cannot_go_on_ends_with_an_error_for_all() -> None:

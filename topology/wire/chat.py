@@ -46,6 +46,18 @@ class ChatError(TradewindError):
         self.param = param
         self.retryable = retryable
 
+    def after(self, retry_after_ms: int) -> ChatError:
+        """The same, with another time to come back."""
+        return ChatError(
+            self.status,
+            self.message,
+            type=self.type,
+            code=self.code,
+            param=self.param,
+            retryable=self.retryable,
+            retry_after_ms=retry_after_ms,
+        )
+
 
 class Message(Struct, frozen=True):
     """One turn. `content` is plain text: text parts are joined when the request is read."""
