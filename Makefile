@@ -78,4 +78,4 @@ bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.$(NAME) $(if $(JSON),--json $(JSON)) $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv .bench .lab .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .bench .lab .storm .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -21,7 +21,7 @@ from topology.cursor import TIERS, Tier
 WINDOW_S = 0.5
 EXCEPTIONS = 0.02
 SLOW = 1.5
-# What is due so shortly before the event may be answered in it, and says nothing of an unloaded day.
+# What is due so shortly before the event may be answered in it: it is not unloaded.
 LAST_CALM_S = 2.0
 RAMP_S = 1.5  # of the peak: the cores' batches fill up
 # Served without a region.
