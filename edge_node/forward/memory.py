@@ -68,13 +68,15 @@ class MemoryExchange:
 
 class MemoryUpstream:
     """Regions by name. `sent` keeps what each was asked, `ways` how each time, `cancelled` counts
-    lost interest. `relays`: those through which a region is reached besides straight."""
+    lost interest. `relays`: those through which a region is reached besides straight. `cores`: of
+    each region, as many are reached."""
 
     def __init__(
         self,
         regions: Mapping[str, Region],
         rtt_ms: Mapping[str, float],
         relays: Mapping[str, tuple[str, ...]] | None = None,
+        cores: int = 1,
     ) -> None:
         self.regions = dict(regions)
         self.sent: list[tuple[str, Request, bytes]] = []
@@ -87,6 +89,7 @@ class MemoryUpstream:
         self.queues_ms: dict[str, float] = {}
         self.closing: set[asyncio.Future[None]] = set()
         self._relays = dict(relays or {})
+        self._cores = cores
         self._down: set[tuple[str, str]] = set()
         self._rtt_ms = rtt_ms
         self._views: dict[str, RegionView] = {name: self._view(name) for name in regions}
@@ -134,9 +137,9 @@ class MemoryUpstream:
     def _view(self, region: str) -> RegionView:
         rtt_ms = self._rtt_ms.get(region)
         if region not in self._relays:
-            return RegionView((region, "") not in self._down, rtt_ms)
+            return RegionView((region, "") not in self._down, rtt_ms, cores=self._cores)
         paths = tuple(
             PathView(relay, (region, relay) not in self._down, rtt_ms)
             for relay in ("", *self._relays[region])
         )
-        return RegionView(any(path.up for path in paths), rtt_ms, paths)
+        return RegionView(any(path.up for path in paths), rtt_ms, paths, cores=self._cores)

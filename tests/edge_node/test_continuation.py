@@ -44,6 +44,7 @@ class Story:
     pour: bool = False
     attempts: int = 3
     tenant: str = "acme"
+    cores: int = 1
 
 
 @dataclass
@@ -59,7 +60,9 @@ class World:
 
     def __post_init__(self) -> None:
         self.fruitful = 0  # exchanges that gave tokens before their way died
-        self.regions = MemoryUpstream(dict.fromkeys(RTT_MS, self._answer), RTT_MS, RELAYS)
+        self.failures = 0
+        answers = dict.fromkeys(RTT_MS, self._answer)
+        self.regions = MemoryUpstream(answers, RTT_MS, RELAYS, self.story.cores)
 
     @property
     def whole(self) -> str:
@@ -109,10 +112,10 @@ class World:
             elif op == "nothing":
                 yield Tokens(at, (), "")
             elif op == "later" and ended:
-                self.faulty.add(region)
+                self._note_failure(region, op)
                 yield Tokens(at, (1,), "x")
             elif op in FRAMES:
-                self.faulty.add(region)
+                self._note_failure(region, op)
                 for frame in FRAMES[op](at, last, self.story.tail):
                     yield frame
             elif op == "die":
@@ -137,16 +140,19 @@ class World:
 
     def _note_failure(self, region: str, op: str) -> None:
         self.final |= op == "final"
+        self.failures += 1
         self.faulty.add(region)
 
     def _interrupt(self, op: str, region: str) -> None:
         attempts, call_soon = self.trip.attempts, asyncio.get_running_loop().call_soon
         if op == "silence" and attempts.region == region:
-            self.faulty.add(region)
+            self._note_failure(region, op)
             call_soon(attempts.leave, region, Cause.SILENCE)
         elif op == "stall":
             self.faulty.add(region)
             call_soon(attempts.leave, region, Cause.STALL)
+        elif op == "core":
+            call_soon(attempts.leave, region, Cause.CORE)
         elif op == "hedge" and not attempts.text and attempts.waiting:
             call_soon(self._hedge)
         elif op == "move":
@@ -207,7 +213,8 @@ class World:
         trip = self.trip
         if self.final or len(trip.attempts.tried) >= MOST_WAYS:
             return True
-        if len(self.faulty) >= self.story.attempts or trip.forwarder.budget.refused:
+        failures = len(self.faulty) if self.story.cores == 1 else self.failures
+        if failures >= self.story.attempts or trip.forwarder.budget.refused:
             return True
         allowed = ("frankfurt",) if self.story.tenant == "eurobank" else tuple(RTT_MS)
         eu = self.story.tenant == "eurobank"
@@ -245,7 +252,7 @@ FAILURES = {
     "final": Failure("overloaded", "full, do not retry", 503, False),
 }
 
-INTERRUPTS = ("silence", "stall", "move", "hedge")
+INTERRUPTS = ("silence", "stall", "core", "move", "hedge")
 
 OPS = st.one_of(
     st.tuples(st.just("tokens"), st.integers(1, 4)),
@@ -269,6 +276,7 @@ STORIES = st.builds(
     pour=st.booleans(),
     attempts=st.integers(1, 3),
     tenant=st.sampled_from(["acme", "acme", "eurobank"]),
+    cores=st.sampled_from([1, 1, 3]),
 )
 
 
@@ -295,5 +303,7 @@ def play(story: Story) -> World:
 @example(Story([[("tokens", 1), ("nothings", 0)]], attempts=2))
 @example(Story([[("hedge", 0), ("again", 0)], [("full", 0)]], attempts=2))
 @example(Story([[("accept", 0), ("hedge", 0)], [("tokens", 1), ("die", 0)]]))
+@example(Story([[("tokens", 2), ("core", 0)], [("core", 0)], [("engine", 0)]], cores=3))
+@example(Story([[("engine", 0)], [("engine", 0)], [("tokens", 1)]], tenant="eurobank", cores=3))
 def test_each_token_once_in_order_with_one_end_or_one_error(story: Story) -> None:
     play(story)

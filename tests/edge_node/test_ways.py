@@ -36,6 +36,48 @@ def test_first_the_first() -> None:
     assert Ways().next(()) is None
 
 
+def cored(cores: int) -> Candidate:
+    """Frankfurt, reached at so many cores."""
+    return Candidate("frankfurt", 18.0, name_of(""), "", others=("dubai",), cores=cores)
+
+
+def test_another_core_of_the_region_goes_before_another_region() -> None:
+    ways = gone(cored(3))
+    assert ways.lose_core(cored(3), died=True)
+    there = ways.next((cored(2), DUBAI))
+    assert way(there) == ("frankfurt", "")
+    assert there is not None
+    ways.go(there)
+    # The second core dies: the region may, too. Others come first, and it is not closed.
+    assert ways.lose_core(there, died=True)
+    assert way(ways.next((cored(1), DUBAI))) == ("dubai", "")
+    assert way(ways.next((cored(1),))) == ("frankfurt", "")
+
+
+def test_the_last_core_that_dies_is_the_way() -> None:
+    ways = gone(cored(1))
+    assert not ways.lose_core(cored(1), died=True)
+    ways.doubt(cored(1))
+    assert way(ways.next((cored(1), DUBAI))) == ("dubai", "")
+
+
+def test_each_core_may_fail_a_request_once() -> None:
+    ways = gone(cored(2))
+    assert ways.lose_core(cored(2), died=False)
+    assert way(ways.next((cored(2), DUBAI))) == ("frankfurt", "")
+    ways.go(cored(2))
+    assert not ways.lose_core(cored(2), died=False)
+
+
+def test_cores_that_die_for_ever_are_not_tried_for_ever() -> None:
+    ways = Ways()
+    while (found := ways.next((cored(4),))) is not None:
+        ways.go(found)
+        if not ways.lose_core(found, died=True):
+            ways.doubt(found)
+    assert ways.count == MOST_WAYS
+
+
 def test_a_region_that_refused_is_not_asked_again_whatever_the_way() -> None:
     ways = gone(FRANKFURT)
     ways.close("frankfurt")
