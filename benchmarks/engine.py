@@ -61,7 +61,7 @@ Work = Sequence[tuple[str, int]]  # what is asked, and how many tokens to answer
 
 
 def equal(count: int, tokens: int) -> Work:
-    return [(f"Write a long story about {TOPICS[n]}.", tokens) for n in range(count)]
+    return [(f"Write a long story about {TOPICS[n % 16]}.", tokens) for n in range(count)]
 
 
 def unequal(count: int) -> Work:
@@ -105,20 +105,25 @@ class Count:
 
 
 class Ours:
-    """The core service around the torch engine in bfloat16."""
+    """The core service around the torch engine."""
 
-    def __init__(self, threads: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        threads: int,
+        loop: asyncio.AbstractEventLoop,
+        dtype: Dtype = "bfloat16",
+        slots: int = SLOTS,
+    ) -> None:
         self._loop = loop
-        limits = Limits(SLOTS, CONTEXT)
-        setup = Setup(
-            None, None, None, "bfloat16", limits, "cpu", threads, True, "engine", "warning"
-        )
+        self._slots = slots
+        limits = Limits(slots, CONTEXT)
+        setup = Setup(None, None, None, dtype, limits, "cpu", threads, True, "engine", "warning")
         self.engine = ProcessEngine(setup)
         self.engine.tokenizer.end_ids = frozenset()
         loop.run_until_complete(self._start())
 
     async def _start(self) -> None:
-        limits = BatchLimits(slots=SLOTS, step_tokens=512, chunk_tokens=256, waiting=64)
+        limits = BatchLimits(slots=self._slots, step_tokens=512, chunk_tokens=256, waiting=64)
         offer = Offer("m", CONTEXT, CONTEXT, 64)
         self._service = CoreService(self.engine, offer, limits, SystemClock())
         self._service.start()

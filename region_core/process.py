@@ -271,7 +271,7 @@ def make_engine(settings: CoreSettings) -> Engine:
         weights=str(weights.path) if weights.path else None,
         sha256=weights.sha256,
         cache_dir=str(weights.cache_dir) if weights.cache_dir else None,
-        dtype=settings.torch.dtype,
+        dtype=settings.torch.dtype if settings.torch.quantise == "none" else "int8",
         limits=limits,
         device=settings.torch.device,
         threads=settings.torch.threads or len(os.sched_getaffinity(0)),

@@ -40,6 +40,9 @@ class TorchSettings(Struct, frozen=True, forbid_unknown_fields=True):
     weights: WeightsSettings = WeightsSettings()
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    # Weights of eight bits: half the memory, answers nearly as good (docs/performance.md). What a
+    # model's `substitute` runs; `dtype` is bfloat16 then.
+    quantise: Literal["none", "int8"] = "none"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # on a CPU; 0: as many as there are CPUs
     # A packed copy of the weights makes decoding on a CPU up to 1.9 times as fast; without it,
     # cores of one machine share the weights' memory (257 MiB in bfloat16).

@@ -4,14 +4,14 @@ A row is one token of one sequence. Everything but attention treats rows alike, 
 taken in and sequences being decoded share the matrix products of one pass (Llama: Touvron et
 al. 2023; RoPE: Su et al. 2021; grouped queries: Ainslie et al. 2023).
 
-Numbers: weights and the inputs of matrix products are in the weights' dtype; the residual
-stream, norms and RoPE are in float32. Each row's bits do not depend on the other rows; what
-that takes is said where it is done.
+Numbers: weights and the inputs of matrix products are in the weights' dtype (of int8 weights:
+quantised.py); the residual stream, norms and RoPE are in float32. Each row's bits do not depend on
+the other rows; what that takes is said where it is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from torch.nn import functional
 
 from region_core.engine.attention_plan import PAD_TOKENS, Block, Run
 from region_core.engine.kv_cache import KeyValueCache
-from region_core.engine.products import Product, can_pack, product
+from region_core.engine.products import Matrix, Product, can_pack, product
+from region_core.engine.quantised import Quantised, can_pack_int8
+from region_core.weights.bundle import SCALES
 from region_core.weights.card import ModelCard
 
 # attention norm, query-key-value, output, hidden norm, gate and up, down
@@ -65,8 +67,12 @@ class Llama:
         self.card = card
         self.device = device
         self.embedding, self.head = _ends(weights, device)
-        self.dtype = self.embedding.dtype
-        self.packed = pack and can_pack(device, self.dtype)
+        embedding = self.embedding
+        quantised = self.quantised = isinstance(embedding, Quantised)
+        self.dtype = torch.bfloat16 if isinstance(embedding, Quantised) else embedding.dtype
+        self._inputs = torch.float32 if quantised else self.dtype  # of products
+        able = can_pack_int8(device) if quantised else can_pack(device, self.dtype)
+        self.packed = pack and able
         # A map of its own, so that the pages read for packing go when the layers are done.
         with safe_open(str(weights), framework="pt", device=str(device)) as file:
             self._norm = file.get_tensor("norm").clone()
@@ -75,21 +81,36 @@ class Llama:
         if self.packed:
             self.embedding, self.head = _ends(weights, device)
         self._turns = _turns(card, context).to(device)
-        self._lone_row = device.type == "cpu"
+        self._lone_row = device.type == "cpu" and not quantised
 
     def _layer(self, file: Any, name: str) -> Layer:
-        def tensor(part: str) -> Tensor:
-            found: Tensor = file.get_tensor(name + part)
-            return found
+        def held(part: str) -> Product:
+            return product(_matrix(file, name + part), self.packed)
 
         return (
-            tensor("attention_norm").clone(),
-            product(tensor("qkv"), self.packed),
-            product(tensor("output"), self.packed),
-            tensor("hidden_norm").clone(),
-            product(tensor("gate_up"), self.packed),
-            product(tensor("down"), self.packed),
+            file.get_tensor(name + "attention_norm").clone(),
+            held("qkv"),
+            held("output"),
+            file.get_tensor(name + "hidden_norm").clone(),
+            held("gate_up"),
+            held("down"),
         )
+
+    def watch(self, saw: Callable[[str, Tensor], None]) -> None:
+        """From now on call `saw` with what each norm of a layer gives, and the norm's name."""
+
+        def watched(name: str, then: Product) -> Product:
+            def product_of(x: Tensor) -> Tensor:
+                saw(name, x)
+                return then(x)
+
+            return product_of
+
+        for index, (norm1, qkv, output, norm2, gate_up, down) in enumerate(self._layers):
+            name = f"layers.{index}."
+            first = watched(name + "attention_norm", qkv)
+            second = watched(name + "hidden_norm", gate_up)
+            self._layers[index] = (norm1, first, output, norm2, second, down)
 
     def hidden(self, rows: Rows, cache: KeyValueCache, wanted: Tensor) -> Tensor:
         """Run the pass; returns the last hidden state `[len(wanted), width]` of those rows.
@@ -97,27 +118,27 @@ class Llama:
         Keys and values of every row are left in the cache.
         """
         card, eps = self.card, self.card.norm_epsilon
-        x = self.embedding[rows.ids].float()
+        x = _rows_of(self.embedding, rows.ids)
         count = len(x)
         turns = self._turns_of(rows.positions)
         split = card.heads * card.head_width
         attend = Attention(rows, cache, card, self.dtype, self.device)
         shape = (card.width,)
         for index, (norm1, qkv, output, norm2, gate_up, down) in enumerate(self._layers):
-            h = functional.rms_norm(x, shape, norm1, eps).to(self.dtype)
+            h = functional.rms_norm(x, shape, norm1, eps).to(self._inputs)
             wide = qkv(h).float()
             torch.view_as_complex(wide.view(count, -1, card.head_width // 2, 2)).mul_(turns)
             turned = wide.to(self.dtype)
             cache.store(index, rows.places, turned[:, split:])
             x += output(attend(index, turned[:, :split]))
-            h = functional.rms_norm(x, shape, norm2, eps).to(self.dtype)
+            h = functional.rms_norm(x, shape, norm2, eps).to(self._inputs)
             both = gate_up(h)
             half = card.hidden_width
             x += self._down(functional.silu(both[:, :half]).mul_(both[:, half:]), down)
-        return functional.rms_norm(x[wanted], shape, self._norm, eps).to(self.dtype)
+        return functional.rms_norm(x[wanted], shape, self._norm, eps).to(self._inputs)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`[rows, vocabulary]` in the weights' dtype."""
+        """`[rows, vocabulary]` in the weights' dtype; float32 where that is int8."""
         return self._head(hidden)
 
     def _down(self, h: Tensor, down: Product) -> Tensor:
@@ -204,11 +225,23 @@ class Attention:
         return out.transpose(1, 2).reshape(len(q), -1)
 
 
-def _ends(weights: Path, device: torch.device) -> tuple[Tensor, Tensor]:
+def _ends(weights: Path, device: torch.device) -> tuple[Matrix, Matrix]:
     """The embedding and the head, which are one matrix in models that tie them."""
     with safe_open(str(weights), framework="pt", device=str(device)) as file:
-        embedding = file.get_tensor("embedding")
-        return embedding, file.get_tensor("head") if "head" in file.keys() else embedding  # noqa: SIM118
+        embedding = _matrix(file, "embedding")
+        return embedding, _matrix(file, "head") if "head" in file.keys() else embedding  # noqa: SIM118
+
+
+def _matrix(file: Any, name: str) -> Matrix:
+    numbers: Tensor = file.get_tensor(name)
+    if numbers.dtype != torch.int8:
+        return numbers
+    return Quantised(numbers, file.get_tensor(name + SCALES).clone())
+
+
+def _rows_of(matrix: Matrix, ids: Tensor) -> Tensor:
+    """In float32."""
+    return matrix.rows(ids) if isinstance(matrix, Quantised) else matrix[ids].float()
 
 
 def _mask(positions: Tensor, steps: Tensor, dtype: torch.dtype) -> Tensor:

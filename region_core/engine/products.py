@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from region_core.engine.quantised import Quantised, integer_product, plain_product
+
 Product = Callable[[Tensor], Tensor]
+Matrix = Tensor | Quantised
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -26,8 +29,10 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-def product(weights: Tensor, packed: bool) -> Product:
+def product(weights: Matrix, packed: bool) -> Product:
     """`x [rows, in]` -> `x @ weights.T`, `[rows, out]`, for `weights` `[out, in]`."""
+    if isinstance(weights, Quantised):
+        return integer_product(weights) if packed else plain_product(weights)
     if not packed:
         return lambda x: functional.linear(x, weights)
     held = torch.ops.mkldnn._reorder_linear_weight(weights, 1)  # the count of rows changes nothing

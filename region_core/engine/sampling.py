@@ -21,6 +21,8 @@ from torch import Tensor
 
 from region_core.engine.base import Sampling
 from region_core.engine.draw import uniform
+from region_core.engine.products import Matrix
+from region_core.engine.quantised import Quantised
 
 COLDEST = 1e-4  # a temperature below is 0: float32 could not hold the quotient
 _EXACT_GREEDY = 16  # likeliest tokens whose logits are computed again
@@ -31,7 +33,7 @@ _FIRST_NUCLEUS = 256  # most nuclei are smaller
 def choose(
     logits: Tensor,
     hidden: Tensor,
-    head: Tensor,
+    head: Matrix,
     samplings: Sequence[Sampling],
     indices: Sequence[int],
 ) -> list[int]:
@@ -93,9 +95,11 @@ def _wide_nucleus(likely: Tensor, top_p: float) -> Tensor:
     return torch.cat((above.nonzero()[:, 0], ties)).sort().values
 
 
-def _exact(logits: Tensor, hidden: Tensor, head: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _exact(logits: Tensor, hidden: Tensor, head: Matrix, count: int) -> tuple[Tensor, Tensor]:
     """The likeliest tokens of each row and their logits with float32 sums, `[rows, count]`."""
     top, ids = logits.topk(min(count, logits.shape[1]), dim=1)
+    if isinstance(head, Quantised):  # its logits come of inputs that were rounded
+        return ids, (head.rows(ids) * hidden[:, None].float()).sum(2)
     if logits.dtype == torch.float32:
         return ids, top
     return ids, (head[ids].float() * hidden[:, None].float()).sum(2)

@@ -80,7 +80,7 @@ class TorchEngine:
             self._device,
         )
         self._slots: dict[int, _Slot] = {}
-        name = str(self._model.dtype).removeprefix("torch.")
+        name = "int8" if self._model.quantised else str(self._model.dtype).removeprefix("torch.")
         self.description = Description("torch", card.title, device, name)
         log.info("engine", packed=self._model.packed, **msgspec.structs.asdict(self.description))
 

