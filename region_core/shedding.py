@@ -59,8 +59,9 @@ class Shedding:
         runner = self._runner
         if not self.protect:
             return None if runner.has_room(_ANY, "") else self.full(0.0)
-        if self._level is not None and not self._admits(self._level, job):
-            return self._above(self._level, job)
+        level = None if self._level is None else self._set(self._level)
+        if level is not None and not self._admits(level, job):
+            return self._above(level, job)
         resumed = len(job.resume)
         limit = max(1, limit_tokens - resumed)
         ask = Ask(job.urgency, job.tenant, least_tokens + resumed, limit, resumed > 0)
@@ -69,6 +70,8 @@ class Shedding:
             return self._foreseen(refusal)
         if not runner.has_room(job.urgency, job.tenant):
             return self.full(estimate.wait_s)
+        if level is not None:
+            level.came(job.cursor)  # those that cannot be answered anyway push nobody out
         return None
 
     def ask(self, job: Job, input_tokens: int, limit_tokens: int) -> tuple[Ask, float]:
@@ -92,7 +95,6 @@ class Shedding:
         return overloaded(self._runner.waiting, retry_after_ms, wait_s * 1000, cause)
 
     def _admits(self, level: Level, job: Job) -> bool:
-        self._set(level).came(job.cursor)
         if job.resume or job.cursor < level.value:
             return True
         runner = self._runner
@@ -107,6 +109,9 @@ class Shedding:
         return level
 
     def _above(self, level: Level, job: Job) -> Failed:
+        if job.deadline_s <= self._clock.now():
+            return too_late()
+        level.came(job.cursor)
         shed, tier = self._counters.shed, tier_of(job.urgency)
         shed[tier] = shed.get(tier, 0) + 1
         wait_s = level.wait_s(self._runner.waiting)

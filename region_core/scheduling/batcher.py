@@ -172,8 +172,10 @@ class Batcher:
 
     def foresee(self, ask: Ask, deadline_s: float, now: float) -> tuple[Estimate, Refusal | None]:
         """What a newcomer would have to expect, and why it should not be taken on, if so."""
-        ahead = self.queue.ahead_of(ask.urgency, ask.tenant)
-        estimate = self.forecast.estimate(ask, ahead, self._view(now), self._hangs_s(now))
+        ahead, scene = self.queue.ahead_of(ask.urgency, ask.tenant), self._view(now)
+        if ask.urgency <= VIP and ahead.requests >= scene.free and scene.running:
+            scene = replace(scene, free=scene.free + self._takeable(now))
+        estimate = self.forecast.estimate(ask, ahead, scene, self._hangs_s(now))
         return estimate, refusal(estimate, deadline_s - now, self.idle, ask.resumed)
 
     def entry(
@@ -222,18 +224,20 @@ class Batcher:
             self._unserved(entry, now)
         expired = tuple(entry.id for entry in left if entry.deadline_s <= now)
         given_up = tuple(entry.id for entry in left if entry.deadline_s > now)
+        late: list[int] = []  # of those that would have got a slot
         expired += self._expire_running(now)
         released, self._released = tuple(self._released), []
         for slot in released:
             heapq.heappush(self._free, slot)
         preempted: list[Preempted] = []
-        admitted = self._admit(now, preempted)
+        admitted = self._admit(now, preempted, late)
         released += tuple(one.slot for one in preempted)
         self._steps += 1
         decodes = tuple(sorted(r.slot for r in self._running.values() if r.decodes))
         chunks = self._chunks(self.limits.step_tokens - len(decodes))
         step = Step(chunks, decodes)
         self._ends_s = inf if step.empty else now + _HANGS * self.forecast.expected_s(step)
+        expired += tuple(late)
         return Plan(expired, given_up, released, admitted, step, tuple(preempted))
 
     def _leave(self, entry_id: int, whole: bool | None) -> bool:
@@ -317,9 +321,15 @@ class Batcher:
             self._leave(entry_id, whole=False)
         return late
 
-    def _admit(self, now: float, preempted: list[Preempted]) -> tuple[Admitted, ...]:
+    def _admit(
+        self, now: float, preempted: list[Preempted], late: list[int]
+    ) -> tuple[Admitted, ...]:
         admitted = []
         while (self._free or self._preempts(now, preempted)) and (entry := self.queue.pop(now)):
+            if self._running and entry.deadline_s - now <= self._input_s(entry):
+                self._unserved(entry, now)
+                late.append(entry.id)
+                continue
             slot = heapq.heappop(self._free)
             floored = entry.urgency > VIP and any(self.queue.waiting()[: entry.urgency])
             running = self._running[entry.id] = _Running(entry, slot, self._steps, floored)
@@ -330,6 +340,19 @@ class Batcher:
             self.forecast.placed(entry.urgency)
             admitted.append(Admitted(entry.id, slot))
         return tuple(admitted)
+
+    def _input_s(self, entry: Entry) -> float:
+        """The least that it takes until its first token."""
+        steps = self.forecast.steps
+        return entry.input_tokens * steps.token_s + steps.seconds(1)
+
+    def _takeable(self, now: float) -> int:
+        """Slots that VIPs could take from others."""
+        room = self._paused_most - len(self._paused)
+        if room <= 0 or not self.limits.preemptions:
+            return 0
+        victims = (self._victim(running) for running in self._running.values())
+        return min(room, self._preemption.slots(victims, self.forecast.steps.token_s, now))
 
     def _preempts(self, now: float, preempted: list[Preempted]) -> bool:
         """Take a slot from one that runs, if the next that waits is a VIP, and may."""

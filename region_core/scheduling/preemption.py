@@ -56,11 +56,7 @@ class Preemption:
         """Who loses its slot, `now`; `token_s` is what a token of input costs the engine."""
         if claim.waited_s + claim.wait_s <= PATIENCE_S:
             return None
-        found = min(
-            (v for v in running if v.urgency > VIP and v.times < self.most and not v.spared),
-            key=lambda v: (-v.urgency, v.tokens, -v.id),
-            default=None,
-        )
+        found = min(filter(self._may_lose, running), key=_order, default=None)
         self._save(now)
         if found is None or found.tokens * token_s > self._saved_s:
             return None
@@ -68,6 +64,25 @@ class Preemption:
         self.count += 1
         return found
 
+    def slots(self, running: Iterable[Victim], token_s: float, now: float) -> int:
+        """How many could be taken, `now`."""
+        self._save(now)
+        saved_s, count = self._saved_s, 0
+        for victim in sorted(filter(self._may_lose, running), key=_order):
+            saved_s -= victim.tokens * token_s
+            if saved_s < 0:
+                break
+            count += 1
+        return count
+
+    def _may_lose(self, victim: Victim) -> bool:
+        return victim.urgency > VIP and victim.times < self.most and not victim.spared
+
     def _save(self, now: float) -> None:
         self._saved_s = min(BURST_S, self._saved_s + SHARE * max(0.0, now - self._at))
         self._at = now
+
+
+def _order(victim: Victim) -> tuple[int, int, int]:
+    """The first loses its slot."""
+    return -victim.urgency, victim.tokens, -victim.id

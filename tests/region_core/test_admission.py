@@ -15,7 +15,9 @@ from region_core.scheduling.batcher import Limits
 from tests.region_core.conftest import sim_engine
 from tests.region_core.cores import MODEL, RunningCore, frame
 from tests.region_core.world import Recorder, World
+from topology.cursor import ALL_ADMITTED
 from topology.overlay.errors import RegionFailure
+from topology.overlay.frames import Accept
 
 SLOW = {"step_ms": 20.0, "answer_tokens_min": 100, "answer_tokens_max": 100}
 TWO_SLOTS = Limits(slots=2, step_tokens=512, chunk_tokens=128, waiting=64)
@@ -120,5 +122,63 @@ async def test_over_the_wire(tmp_path: Path) -> None:
         assert 'tradewind_core_refused_total{cause="forecast"} 2.0' in metrics
         assert 'tradewind_core_queue{urgency="3"}' in metrics
         assert "tradewind_core_forecast_margin" in metrics
+        for exchange in held:
+            exchange.cancel()
+
+
+async def test_above_the_level_it_is_refused_at_once_and_told_so() -> None:
+    limits = Limits(slots=2, step_tokens=512, chunk_tokens=128, waiting=64)
+    async with World(sim_engine(**SLOW), limits=limits, queue_target_s=0.25) as world:
+        await full(world, waiting=30)
+        async with asyncio.timeout(20):
+            while world.service.level > 128:
+                await asyncio.sleep(0.02)
+                world.ask("more", cursor=300, urgency=6)
+        refused, _ = world.ask("one more", cursor=200)
+        failure = refused.failure
+        assert failure is not None and failure.cause == "level" and failure.retryable
+        assert failure.code == "overloaded" and failure.status == 503
+        assert failure.queue_ms is not None and failure.queue_ms > 1000
+        assert failure.retry_after_ms is not None and failure.retry_after_ms >= 750
+        assert world.service.counters.shed["standard"] >= 1
+        vip, ticket = world.ask("VIP", cursor=127, urgency=1)
+        assert vip.calls == ["accepted"]
+        ticket.cancel()
+        resumed, ticket = world.ask("go on", cursor=200, resume=tuple(await some(world)))
+        assert resumed.failure is None
+        ticket.cancel()
+        late, _ = world.ask("late", cursor=300, deadline_s=world.clock.now() - 1)
+        assert late.failure is not None and late.failure.code == "deadline"
+
+
+async def some(world: World) -> list[int]:
+    """The beginning of an answer."""
+    vip, ticket = world.ask("go on", cursor=1, urgency=0)
+    await asyncio.wait_for(vip.began.wait(), 20)
+    ticket.cancel()
+    return vip.ids[:2]
+
+
+async def test_level_and_wait_travel_in_the_frames(tmp_path: Path) -> None:
+    scheduling = {"slots": 1, "waiting": 64, "queue_target_ms": 10.0}
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "Tell me."}]}
+    body = msgspec.json.encode(asked)
+    async with RunningCore(tmp_path / "pki", sim=SLOW, scheduling=scheduling) as running:
+        tunnel, held, levels = running.tunnel, [], set[int]()
+        failures = []
+        async with asyncio.timeout(30):
+            while not failures or failures[-1].level == ALL_ADMITTED:
+                exchange = tunnel.open(frame(f"r{len(levels)}{len(held)}", cursor=300), body)
+                try:
+                    accept = await exchange.next()
+                    assert isinstance(accept, Accept)
+                    levels.add(accept.level)
+                    held.append(exchange)
+                except RegionFailure as error:
+                    failures.append(error.failure)
+                await asyncio.sleep(0.01)
+        assert ALL_ADMITTED in levels
+        told = failures[-1]
+        assert told.level is not None and told.level <= 300 and told.queue_ms is not None
         for exchange in held:
             exchange.cancel()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from region_core.scheduling.batcher import Admitted, Batcher, Limits, Preempted
+from region_core.scheduling.forecast import Ask
 from region_core.scheduling.plan import Chunk, Step
 from topology.fair_queue import FLOOR, URGENCIES, Entry, QueueFull
 
@@ -236,3 +237,44 @@ def test_whatever_happens_each_sequence_makes_each_token_once(
             break
         world.step()
     assert b.idle and world.ended == set(world.all) and not b._paused
+
+
+def known(b: Batcher, token_s: float = 0.0001) -> float:
+    """Let steps of ten milliseconds, and tokens of input, be learnt. Returns the time."""
+    now = 0.0
+    for number in range(1000, 1012):
+        b.submit(Entry(number, 6, LATE, 10 * (number % 4 + 1), limit_tokens=100))
+        step = b.plan(now).step
+        took = 0.01 + token_s * (step.tokens - len(step.decodes))
+        b.ran(step, took, now + took)
+        b.finish(number)
+        now += took
+    assert b.forecast.steps.known
+    return now
+
+
+def test_a_vip_that_can_take_a_slot_is_not_refused_for_want_of_time() -> None:
+    b = batcher()
+    now = known(b)
+    b.submit(entry(1, 6))
+    b.plan(now)
+    soon = now + 0.2
+    for urgency, refused in ((1, False), (3, True)):
+        estimate, refusal = b.foresee(Ask(urgency, "", 4, 100), soon, now)
+        assert (refusal is not None) == refused
+        assert (estimate.wait_s > 0) == refused
+    assert b.foresee(Ask(1, "", 4, 100), now + 1e-4, now)[1] is not None  # nor in time like this
+    b.submit(entry(2, 1))
+    assert b.plan(now).preempted
+    assert b.foresee(Ask(1, "", 4, 100), soon, now)[1] is not None  # no slot is left to take
+
+
+def test_what_cannot_have_its_first_token_in_time_is_dropped_before_its_prefill() -> None:
+    b = batcher(slots=2)
+    now = known(b)
+    b.submit(entry(1, 3))
+    b.plan(now)
+    b.submit(Entry(2, 3, now + 0.01, 400, limit_tokens=100))
+    b.submit(Entry(3, 3, now + 5.0, 400, limit_tokens=100))
+    plan = b.plan(now + 0.001)
+    assert plan.expired == (2,) and [one.id for one in plan.admitted] == [3]
