@@ -82,7 +82,17 @@ async def storm(lab: Lab, plan: Plan, watcher: Watcher) -> tuple[Run, rows.Recor
         await asyncio.gather(*tasks, usage, return_exceptions=True)
     records = rows.read(folder / f"{plan.name}.rows")
     spent = usage.result() if not usage.cancelled() and usage.exception() is None else None
-    return summary(plan, records, series, spent), records
+    run = summary(plan, records, series, spent)
+    return msgspec.structs.replace(run, warnings=(*run.warnings, *_ended(lab))), records
+
+
+def _ended(lab: Lab) -> list[str]:
+    """Processes that ended and were not killed by us: the figures are those of what was left."""
+    return [
+        f"{name} ended with status {child.process.returncode}; its log is {child.log}"
+        for name, child in lab.supervisor.children.items()
+        if not child.running and not child.expected_to_die
+    ]
 
 
 def _patience_s(who: Population) -> float:
