@@ -87,7 +87,7 @@ def backend(answer: bytes) -> int:
 
 def start_nginx(folder: Path, port: int, answer: bytes) -> Process:
     ensure_debian(["nginx"])
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     configuration = folder / "nginx.conf"
     user = "user root;" if os.geteuid() == 0 else ""  # or it could not write to `folder`
     configuration.write_text(
