@@ -24,8 +24,10 @@ Hindrance: TypeAlias = Literal["", "limit", "level", "throttle", "pace"]
 Outcome: TypeAlias = Literal["ok", "refused", "failed", "faulty", "cancelled"]
 
 HINDRANCES: tuple[Hindrance, ...] = ("level", "throttle", "limit", "pace")
-# A tier with nothing under way in a region that would refuse it may try with one so often.
+# A tier with nothing under way in a region that would refuse it may try with one so often: each
+# one that is refused doubles the gap, one that is taken ends it.
 PROBE_S = 0.5
+PROBE_MOST_S = 4.0
 # Whoever waits is asked for often, and shall not draw until it wins.
 _DRAW_S = 0.02
 _CALM_S = 1.0  # without a refusal: a throttle may be lifted at once
@@ -45,6 +47,7 @@ class Lane:
         "bypass",
         "draw_at",
         "first",
+        "gap_s",
         "hindered",
         "own",
         "past",
@@ -63,6 +66,7 @@ class Lane:
         self.share = 1.0  # of the limit
         self.refused_at = _NEVER  # when one was, last
         self.probe_at = 0.0  # no probe before
+        self.gap_s = PROBE_S  # between probes
         self.draw_at = 0.0  # nobody who is asked for again has another draw before
         self.hindered = dict.fromkeys(HINDRANCES, 0)  # requests, ever
 
@@ -134,7 +138,7 @@ class Intake:
         throttle = self._throttles[lane.tier]
         if throttle.troubled and self._holds(throttle, lane, now, again=again):
             return "" if self._probes(lane, now) else "throttle"
-        if not lane.own and not 0 <= now - lane.refused_at < PROBE_S:
+        if not lane.own and not 0 <= now - lane.refused_at < lane.gap_s:
             return ""  # one of each tier may always be there
         if self._over(lane) > 0:
             return "limit"
@@ -165,9 +169,9 @@ class Intake:
 
     def _probes(self, lane: Lane, now: float) -> bool:
         """Whether this one is let in to find out how things stand."""
-        if lane.own or 0 < lane.probe_at - now <= PROBE_S:
+        if lane.own or 0 < lane.probe_at - now <= PROBE_MOST_S:
             return False
-        lane.probe_at = now + PROBE_S
+        lane.probe_at = now + lane.gap_s
         return True
 
     def level(self, now: float) -> int:
@@ -208,14 +212,14 @@ class Intake:
             if not lane.own:
                 wait_s = min(wait_s, max(0.0, lane.probe_at - now))
         refused_s = now - lane.refused_at
-        if lane.own or 0 <= refused_s < PROBE_S:
+        if lane.own or 0 <= refused_s < lane.gap_s:
             over = self._over(lane)
             if over > 0:
                 wait_s = max(wait_s, self._draining_s(ceil(over), now))
             if not lane.bypass and self.full(now):
                 wait_s = max(wait_s, self._pace.wait_s(now))
             if not lane.own:
-                wait_s = min(wait_s, PROBE_S - refused_s)
+                wait_s = min(wait_s, lane.gap_s - refused_s)
         return min(_WAIT_MOST_S, wait_s)
 
     def _draining_s(self, count: int, now: float) -> float:
@@ -255,8 +259,11 @@ class Intake:
 
     def accepted(self, tier: Tier, level: int, queue_s: float, load: float, now: float) -> None:
         """It took one on."""
-        throttle = self._throttles[tier]
-        if throttle.troubled and level >= (lane := self.lanes[tier]).past:
+        lane, throttle = self.lanes[tier], self._throttles[tier]
+        if lane.gap_s > PROBE_S:
+            lane.gap_s = PROBE_S
+            lane.probe_at = min(lane.probe_at, now + PROBE_S)
+        if throttle.troubled and level >= lane.past:
             calm = not 0 <= now - lane.refused_at < _CALM_S
             if calm and queue_s <= self._target_s:
                 throttle.forget()
@@ -266,10 +273,14 @@ class Intake:
         """One is over. `cost` as when it was sent, `used` what it came to, in tokens; 0: the region
         did no work for it."""
         self.in_flight -= 1
-        self.lanes[tier].own -= 1
+        lane = self.lanes[tier]
+        lane.own -= 1
         if outcome == "refused":
             self._throttles[tier].refused(now)
-            self.lanes[tier].refused_at = now
+            lane.refused_at = now
+            if not lane.own:
+                lane.gap_s = min(PROBE_MOST_S, 2 * lane.gap_s)
+                lane.probe_at = now + lane.gap_s
             if tier != "vip":
                 self.concurrency.refused()
         if used > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_node.admission.concurrency import START
 from edge_node.admission.gate import LOOK_AGAIN_S, Gate, Hindrance
-from edge_node.admission.intake import PROBE_S, Intake, Outcome
+from edge_node.admission.intake import PROBE_MOST_S, PROBE_S, Intake, Outcome
 from topology.cursor import ALL_ADMITTED, TIERS, USERS, Tier
 from topology.policy import OverloadPolicy, TierPolicy, TiersPolicy
 
@@ -60,8 +61,8 @@ def test_one_that_was_refused_is_not_followed_by_another_at_once() -> None:
     intake = fill(gate, "batch", 1)
     intake.ended("batch", 100.0, 0.0, "refused", 1.0)
     assert ask(gate, "batch", 1.01) == "limit"
-    assert 0 < gate.wait_s("r", "batch", 1.01) <= PROBE_S
-    assert ask(gate, "batch", 1.0 + PROBE_S) == ""
+    assert 0 < gate.wait_s("r", "batch", 1.01) <= 2 * PROBE_S
+    assert ask(gate, "batch", 1.0 + 2 * PROBE_S) == ""
 
 
 def test_nobody_is_hindered_where_protection_is_off() -> None:
@@ -126,17 +127,21 @@ def test_within_a_tier_the_cursor_decides() -> None:
     assert gate.judge("r", "standard", USERS + 40, 1.0, 0.1) == "level"
 
 
-def test_a_tier_that_is_kept_out_sends_one_now_and_then() -> None:
-    gate, sent = Gate(), 0
+def test_a_tier_that_is_kept_out_sends_one_now_and_then_and_ever_more_rarely() -> None:
+    gate, sent = Gate(), list[float]()
     intake = gate.intake("r")
-    for tick in range(1000):
+    for tick in range(2000):
         now = tick / 100
         intake.told("vip", 0, None, now)
         if not ask(gate, "batch", now):
-            sent += 1
+            sent.append(now)
             intake.sent("batch", 100.0, now)
-            intake.ended("batch", 100.0, 0.0, "refused", now)
-    assert 10 / PROBE_S - 1 <= sent <= 10 / PROBE_S + 1
+            if now > 14:
+                intake.accepted("batch", 0, 0.0, 1.0, now)
+            intake.ended("batch", 100.0, 0.0, "ok" if now > 14 else "refused", now)
+    gaps = [round(after - before, 1) for before, after in pairwise(sent)]
+    assert gaps[:5] == [1.0, 2.0, PROBE_MOST_S, PROBE_MOST_S, PROBE_MOST_S]
+    assert set(gaps[5:]) == {PROBE_S}  # one was taken
 
 
 # The throttle
