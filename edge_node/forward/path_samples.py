@@ -21,6 +21,11 @@ def path_samples(tunnels: Tunnels) -> Iterable[Sample]:
     for road in tunnels.roads():
         labels = {"region": road.region}
         up = sum(view.up for view in road.found.views)
+        text = "Cores that are reached straight."
+        yield Sample("tradewind_edge_region_cores", text, road.direct.live, labels)
+        text = "Those of them that are left alone since they fail."
+        alone = len(road.direct.left_alone())
+        yield Sample("tradewind_edge_region_cores_left_alone", text, alone, labels)
         yield Sample("tradewind_edge_region_paths_up", "Ways to it that live.", up, labels)
         doubted = bool(tunnels.doubted(road.region))
         text = "Whether it is reached and does not serve, so that others are asked."
@@ -28,6 +33,8 @@ def path_samples(tunnels: Tunnels) -> Iterable[Sample]:
         text = "How long it says that requests wait there."
         queue_s = road.found.queue_ms / 1000
         yield Sample("tradewind_edge_region_queue_seconds", text, queue_s, labels)
+    text = "Times that a region, or one of its cores, was left alone since it failed."
+    yield Sample("tradewind_edge_outliers_total", text, tunnels.left_alone_total)
     for (region, kind), count in tunnels.log.counts.items():
         labels = {"region": region, "kind": kind}
         text = "Times that requests to it began to take another way."

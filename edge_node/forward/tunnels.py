@@ -248,6 +248,11 @@ class Tunnels:
             return ""
         return road.stalled or self._outliers.why(region, self._clock.now())
 
+    @property
+    def left_alone_total(self) -> int:
+        """Times that a region was left alone, or one of its cores."""
+        return self._outliers.holds + sum(road.direct.outliers.holds for road in self.roads())
+
     def seen(self) -> list[PathReport]:
         """Every way as the last look at it had it, by region and in the order of use."""
         since = self._clock.wall() - self._clock.now()
