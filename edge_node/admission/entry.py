@@ -80,7 +80,7 @@ class Entry:
         self._gate = forwarder.gate
         self._rng = rng
         self._policy = OverloadPolicy()
-        self._wait_s: dict[Tier, float] = {}
+        self.wait_s: dict[Tier, float] = {}
         self.room = WaitingRoom(0)
         self.ladders = ladders(forwarder.now())
         self._waiters: dict[int, _Waiter] = {}
@@ -95,7 +95,7 @@ class Entry:
     def use(self, snapshot: Snapshot) -> None:
         """Go by this snapshot's policy from now on; who waits, waits as it was."""
         self._policy = policy = snapshot.policy.overload
-        self._wait_s = {tier: wait_ms(tier, policy.tiers) / 1000 for tier in TIERS}
+        self.wait_s = {tier: wait_ms(tier, policy.tiers) / 1000 for tier in TIERS}
         self.room.capacity = policy.waiting_max
         for ladder in self.ladders.values():
             ladder.use(snapshot.policy.ladder)
@@ -149,6 +149,12 @@ class Entry:
         ladder.count(waiter.attempts.quality)
         return waiter.attempts
 
+    def decide(self, ask: Ask) -> Decision:
+        """Where it may go now."""
+        choice = self._forwarder.choice
+        decide = choice.decide_stand_in if ask.stand_in else choice.decide
+        return decide(ask.tenant, ask.model)
+
     def _waiter(
         self, ask: Ask, decision: Decision, flight: Flight, tier: Tier, now: float
     ) -> _Waiter:
@@ -170,7 +176,7 @@ class Entry:
         """Let it stand in its line, and whoever is next go."""
         wish = waiter.wish
         try:
-            displaced = self.room.push(wish, now, now + self._wait_s.get(wish.tier, 0.0))
+            displaced = self.room.push(wish, now, now + self.wait_s.get(wish.tier, 0.0))
         except QueueFull:
             waiter.why = "too_many"
             # Nobody who waits may go anywhere; perhaps this one may.
@@ -193,7 +199,7 @@ class Entry:
         wish = waiter.wish
         if ladder.place >= REFUSED or "queued" not in ladder.rungs:
             return "no_room"
-        left_s = min(self._wait_s.get(wish.tier, 0.0), wish.deadline_s - now)
+        left_s = min(self.wait_s.get(wish.tier, 0.0), wish.deadline_s - now)
         return "too_long" if self._expected_s(wish, now) >= left_s else ""
 
     async def _wait(self, waiter: _Waiter) -> None:
@@ -276,9 +282,7 @@ class Entry:
         """Send it there, by what is decided now: much may have changed since it came."""
         ask, decision, waited = waiter.ask, waiter.decision, waiter.future is not None
         if waited:
-            choice = self._forwarder.choice
-            decide = choice.decide_stand_in if ask.stand_in else choice.decide
-            decision = decide(ask.tenant, ask.model)
+            decision = self.decide(ask)
         chosen = next((c for c in decision.candidates if c.region == region), None)
         if chosen is None and decision.candidates:
             chosen = next(
@@ -345,7 +349,7 @@ class Entry:
     def _look(self, ladder: TierLadder, now: float) -> None:
         """The wait for room is that of one more like the last who came and waits."""
         tier = ladder.tier
-        may_s = max(self._wait_s.get(tier, 0.0), 0.001)
+        may_s = max(self.wait_s.get(tier, 0.0), 0.001)
         waits = [self._expected_s(waiter.wish, now) for waiter in self._last_waiting(tier)]
         ladder.look(max(waits, default=0.0) / may_s, now)
 

@@ -10,12 +10,16 @@ from __future__ import annotations
 import asyncio
 
 from edge_node.admission.entry import Entry
+from edge_node.admission.limiter import prompt_tokens
+from edge_node.admission.once_more import OnceMore
 from edge_node.cache.key import AnswerKey
 from edge_node.errors import AttemptsExhausted, Refused
 from edge_node.figures import Figures
 from edge_node.forward.attempt import Ask
+from edge_node.forward.attempts import Attempts
 from edge_node.forward.forwarder import Forwarder
 from edge_node.front import respond
+from edge_node.front.asking import Asking
 from edge_node.front.body import read
 from edge_node.front.call import Call, ClientGone
 from edge_node.front.lesser import Lesser, Order
@@ -31,7 +35,6 @@ from edge_node.models.base import EdgeModels
 from edge_node.serving import Serving
 from runtime.clock import Clock
 from runtime.errors import TradewindError
-from topology.cursor import URGENCY, cursor
 from topology.routing import Decision
 from topology.wire.chat import ChatRequest, parse_request
 
@@ -58,11 +61,13 @@ class Chat:
         self._reuse = Reuse(serving, figures)
         self._entry = entry
         self.models = EdgeModels()
+        self._once_more = OnceMore(entry, forwarder)
         self._lesser = Lesser(serving.edge, entry, self._reuse, self.models, clock)
         self.revalidation = Revalidation(
             serving, forwarder, self._entry, flights, figures, self._reuse, clock
         )
         self._reuse.ask_anew = self.revalidation.start
+        self._asking = Asking(serving, forwarder, clock)
         self._relay = Relay(serving.edge, forwarder, figures, clock)
         self._unprotected = Unprotected(serving, forwarder, figures, self._relay)
         self.sharing = Sharing(forwarder.now, self._go_on)
@@ -145,7 +150,7 @@ class Chat:
                 await self._follow(call, flight, request, work)
                 return
             work = self.sharing.open(key, repeat, call, request, flight)
-        ask = self._ask(call, tenant, request, body, look)
+        ask = self._asking.of(call, tenant, request, body, look)
         try:
             await self._forward(call, flight, ask, request, decision, key, work)
         except AttemptsExhausted as error:
@@ -165,6 +170,8 @@ class Chat:
     ) -> None:
         """Through a region; `key`: by which the answer is kept, where it may be. `work`: where
         others may share it."""
+        quotas, used = self._serving.quotas, 0.0
+        charged = quotas.charge(ask.tenant, ask.cost)
         try:
             attempts = self._entry.at_once(ask, decision, flight)
             if attempts is None:
@@ -172,9 +179,18 @@ class Chat:
             if work is not None:
                 work.attempts = attempts
             try:
-                answer = await self._relay.answer(call, flight, attempts, request, work)
+                try:
+                    answer = await self._relay.answer(call, flight, attempts, request, work)
+                except AttemptsExhausted as error:
+                    again = await self._again(ask, attempts, error, flight, work)
+                    if again is None:
+                        raise  # here: a frame that holds its own error is not let go of
+                    attempts = again
+                    answer = await self._relay.answer(call, flight, attempts, request, work)
+                used = float(answer.usage.total_tokens)
             finally:
                 attempts.close()
+                used = used or prompt_tokens(len(ask.body)) + len(attempts.ids)
             self._figures.forwarded += 1
             if key is not None and not attempts.stands_in and not attempts.joined:
                 self._reuse.keep(key, request.model, answer, self._forwarder.now())
@@ -185,8 +201,25 @@ class Chat:
                 work.fail(respond.told(error, flight.cause))
             raise
         finally:
+            quotas.settle(ask.tenant, charged, used)
             if work is not None:
                 self.sharing.close(work)
+
+    async def _again(
+        self,
+        ask: Ask,
+        attempts: Attempts,
+        error: AttemptsExhausted,
+        flight: Flight,
+        work: Work | None,
+    ) -> Attempts | None:
+        """Once more, after a wait if need be, where that may help."""
+        again = await self._once_more.let_in(ask, attempts, error, flight)
+        if again is not None:
+            attempts.close()
+            if work is not None:
+                work.attempts = again
+        return again
 
     # Clients that share an answer
 
@@ -218,26 +251,3 @@ class Chat:
             work.leave(recipient)
         if error is not None:
             await self._fail(recipient.call, error)
-
-    def _ask(self, call: Call, tenant: str, request: ChatRequest, body: bytes, look: bool) -> Ask:
-        """`look`: an answer will do that is there already."""
-        serving = self._serving
-        spec = serving.snapshot.tenants[tenant]
-        user = request.user or call.address
-        window_s = serving.snapshot.policy.overload.user_window_s
-        return Ask(
-            call.overlay_id,
-            tenant,
-            request.model,
-            URGENCY[spec.tier],
-            request.stream,
-            body,
-            serving.attempts,
-            serving.silence_s,
-            serving.snapshot.models[request.model].context_tokens,
-            spec.tier == "vip" and self._forwarder.hedges,
-            spec.weight,
-            cursor(spec.tier, tenant, user, self._clock.wall(), window_s),
-            self._forwarder.gate.estimate(request.model, len(body), request.max_tokens),
-            look,
-        )

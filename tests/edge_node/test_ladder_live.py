@@ -31,7 +31,8 @@ from tests.edge_node.worlds import (
     upstream,
 )
 from tests.topology import worlds
-from topology.overlay.frames import Accept, End, Request, Tokens
+from topology.overlay.errors import PathDown, RegionFailure
+from topology.overlay.frames import Accept, End, Failure, Request, Tokens
 from topology.snapshot import Snapshot
 
 QUALITY = "x-tradewind-quality"
@@ -393,3 +394,80 @@ async def test_without_protection_everything_is_forwarded() -> None:
         await edge.until(lambda: held.held == 1)  # and nothing was kept
         held.let_go()
         assert (await last).headers[QUALITY] == "full"
+
+
+async def test_who_lost_its_region_waits_for_room_elsewhere() -> None:
+    held = Held()
+    regions = MemoryUpstream({n: held.region(n) for n in ("frankfurt", "dubai")}, RTT_MS)
+    config = narrow(regions=["frankfurt", "dubai"])
+
+    async def dies(request: Request, body: bytes) -> Answer:
+        yield Accept(0.0, 0.1, "frankfurt", "memory")
+        await asyncio.sleep(0.05)
+        regions.cut("frankfurt")
+        raise PathDown("frankfurt", "it was cut")
+
+    async with running(regions, config) as edge:
+        first = asyncio.create_task(post(edge, ask()))
+        await edge.until(lambda: held.held == 1)
+        second = asyncio.create_task(post(edge, ask()))
+        await edge.until(lambda: held.held == 2)
+        held.let_go()
+        await first
+        regions.regions["frankfurt"] = dies
+        lost = asyncio.create_task(post(edge, ask()))  # dubai has no room for it
+        await edge.until(lambda: len(edge.app.entry.room) == 1)
+        held.let_go()
+        await second
+        await edge.until(lambda: held.held == 1)
+        held.let_go()
+        reply = await lost
+    assert (reply.status_code, reply.headers[QUALITY]) == (200, "queued")
+    assert reply.headers["x-tradewind-region"] == "dubai"
+
+
+async def test_a_vip_that_was_refused_is_tried_once_more() -> None:
+    asked: list[Request] = []
+
+    async def once(request: Request, body: bytes) -> Answer:
+        asked.append(request)
+        if len(asked) == 1:
+            failure = Failure("overloaded", "full", 503, True, retry_after_ms=50)
+            raise RegionFailure("frankfurt", failure)
+        yield Accept(0.0, 0.1, "frankfurt", "memory")
+        yield Tokens(0, (1,), TEXT)
+        yield End("stop", 7, 1, 0.1)
+
+    config = narrow(tenant("acme", ACME, tier="vip"))
+    async with running(MemoryUpstream({"frankfurt": once}, RTT_MS), config) as edge:
+        reply = await post(edge, ask())
+    assert (reply.status_code, len(asked)) == (200, 2)
+
+
+async def test_a_standing_gives_what_is_there_first_and_rises_again() -> None:
+    config = narrow(
+        ladder=[
+            *({"quality": q} for q in ("full", "other-region", "queued")),
+            {"quality": "edge-model", "enter": 0.8, "leave": 0.4, "leave_s": 0.2},
+            {"quality": "refused", "enter": 1.0, "leave": 0.5, "leave_s": 0.2},
+        ]
+    )
+    regions = upstream()
+    async with running(regions, config) as edge:
+        edge.app.edge_models.add(MODEL, MemoryModel("tiny", {"Where to?": "Later."}))
+        ladder, now = edge.app.entry.ladders["standard"], edge.app.forwarder.now
+        at = now() - 10
+        for _ in range(2):
+            ladder.look(5.0, at)
+        assert ladder.quality == "refused"
+        reply = await post(edge, ask())
+        assert (reply.headers[QUALITY], len(regions.sent)) == ("edge-model", 0)
+        # Room at once is never refused.
+        other = await post(edge, ask(messages=[{"role": "user", "content": "Why?"}]))
+        assert (other.status_code, other.headers[QUALITY]) == (200, "full")
+        await edge.until(lambda: edge.app.entry.standings()[1].quality == "full")
+        assert (await post(edge, ask())).headers[QUALITY] == "full"
+        # What the next gives: the reports for heartbeats, in Unix time.
+        reports = edge.app.entry.reports(1_000_000.0)
+    assert [report.tier for report in reports] == ["vip", "standard", "batch"]
+    assert 999_990.0 < reports[1].since_s <= 1_000_000.0
