@@ -91,13 +91,13 @@ class Revalidation:
 
     async def _receive(self, key: AnswerKey, ask: Ask, attempts: Attempts) -> None:
         quotas, used = self._serving.quotas, 0.0
-        quotas.charge(ask.tenant, ask.cost)
+        charged = quotas.charge(ask.tenant, ask.cost)
         try:
             end = await attempts.pour(_hold)
             used = float(end.prompt_tokens + end.completion_tokens)
         finally:
             attempts.close()
-            quotas.settle(ask.tenant, ask.cost, used)
+            quotas.settle(ask.tenant, charged, used)
         if attempts.joined or attempts.stands_in:
             return
         self._figures.forwarded += 1
