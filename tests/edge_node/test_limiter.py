@@ -15,6 +15,7 @@ from edge_node.admission.limiter import (
     TokenBucket,
 )
 from edge_node.admission.quota import OverLimit, Quotas
+from tests.edge_node import worlds as edges
 from tests.topology import worlds
 from topology.directive import Directive
 from topology.snapshot import Snapshot
@@ -181,3 +182,19 @@ def test_tenants_without_such_a_limit_are_not_counted() -> None:
     node.use(world(burst_s=1.0), 2.0)
     node.admit("acme", 3.0)  # the limit in tokens has been taken away, and its debt with it
     assert not any("quota_tokens" in sample.name for sample in node.samples(3.0))
+
+
+async def test_an_edge_charges_what_answers_come_to() -> None:
+    """7 tokens of input and 9 of answer, at one a second: the next may come 15 s later."""
+    limit = {"requests_per_s": 1000.0, "tokens_per_s": 50.0}  # a newcomer has a fiftieth of it
+    async with edges.running(
+        edges.upstream(), edges.snapshot(edges.tenant("acme", edges.ACME, limit=limit))
+    ) as edge:
+        first = await edges.post(edge, edges.ask())
+        assert first.status_code == 200
+        cached = edge.app.quotas.asked["acme"]
+        again = await edges.post(edge, edges.ask(temperature=1.0))
+        assert again.status_code == 429
+        assert "50 tokens per second" in again.json()["error"]["message"]
+        assert 12 <= int(again.headers["retry-after"]) <= 31
+        assert edge.app.quotas.asked["acme"] == cached + 1
