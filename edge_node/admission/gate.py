@@ -91,7 +91,8 @@ class Gate:
         *,
         again: bool = False,
     ) -> Hindrance:
-        """Whether a request may be sent there now. `cost`: in tokens, from `estimate`."""
+        """Whether a request may be sent there now. `cost`, in tokens from `estimate`, delays those
+        that come after it: whoever is next goes whole, however large."""
         if not self._protects:
             return ""
         return self.intake(region).judge(tier, cursor, now, again=again)
