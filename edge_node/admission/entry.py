@@ -212,6 +212,7 @@ class Entry:
             flight = waiter.flight
             if waiter.attempts is None or flight.cause not in PASSING:
                 self._leave(waiter)
+                self.ladders[waiter.wish.tier].counts.unmet += 1
                 if waiter.attempts is not None:
                     waiter.attempts.close()
                 raise
@@ -310,13 +311,14 @@ class Entry:
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
+        if not self._waiters:
+            return
+        self._arm(loop)  # first of all: whatever becomes of one, the others are looked at again
         now = self._forwarder.now()
         for wish in self.room.expire(now):
             self._give_up(wish, "too_late")
         self._pump(now)
         self.look(now)
-        if self._waiters:
-            self._arm(loop)
 
     # The ladder
 
