@@ -9,7 +9,7 @@ from runtime.identity import Principal
 from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
 from topology.routing import Decision
 
-ShelfFaultKind: TypeAlias = Literal["damaged", "full", "space", "resized", "busy", "other"]
+ShelfFaultKind: TypeAlias = Literal["damaged", "full", "space", "reopen", "busy", "other"]
 
 # The request.
 
@@ -134,9 +134,9 @@ class AttemptsExhausted(TradewindError):
 class ShelfFault(TradewindError):
     """Answers on disk cannot be read or written now; nobody who is served notices.
 
-    `kind`: `damaged` (what is there must go), `full` (its file), `space` (the disk), `resized`
-    (another process has made it larger: open it again), `busy` (others have it, and it is
-    damaged), or `other`.
+    `kind`: `damaged` (what is there must go), `full` (its file), `space` (the disk), `reopen`
+    (another process has made it larger, or a write failed midway: open it again), `busy` (others
+    have it, and it is damaged), or `other`.
     """
 
     def __init__(self, kind: ShelfFaultKind, message: str) -> None:

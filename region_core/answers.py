@@ -67,13 +67,15 @@ class Terms(Struct, frozen=True):
 
 class Answers:
     """Of one core, on its event loop. `identity` stands for what runs here: weights, engine,
-    precision. `anonymous`: requests that come without a tenant's name share answers, too."""
+    precision. `load` is the wait in ms and the load, as ACCEPT says them: an answer that costs
+    nothing must not look like an empty queue. `anonymous`: requests that come without a tenant's
+    name share answers, too."""
 
     def __init__(
         self,
         identity: str,
         offer: Callable[[], Offer],
-        load: Callable[[], float],
+        load: Callable[[], tuple[float, float]],
         clock: Clock,
         redis: RedisAnswers | None = None,
         *,
@@ -150,7 +152,7 @@ class Answers:
             return False
         self.hits += 1
         self.resumed_hits += bool(job.resume)
-        sink.accepted(0.0, self._load())
+        sink.accepted(*self._load())
         for piece in pieces:
             sink.tokens(*piece)
         age_s = max(0.0, self._clock.wall() - whole.made_s)

@@ -200,7 +200,7 @@ def _answers(settings: CoreSettings, service: CoreService, clock: Clock) -> Answ
     return Answers(
         identity_of(settings, engine),
         lambda: service.offer,
-        lambda: service.load,
+        lambda: (service.shedding.queue_ms, service.load),
         clock,
         redis,
         anonymous=asked.anonymous,

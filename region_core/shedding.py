@@ -48,6 +48,11 @@ class Shedding:
         """Requests whose cursor is below it are admitted (`topology.cursor`)."""
         return ALL_ADMITTED if self._level is None else self._set(self._level).value
 
+    @property
+    def queue_ms(self) -> float:
+        """About how long the last of those that wait has to."""
+        return 0.0 if self._level is None else 1000 * self._level.wait_s(self._runner.waiting)
+
     def aim(self, queue_target_s: float) -> None:
         """How long requests may wait, where the level is in use."""
         if self._level is not None:

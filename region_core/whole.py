@@ -72,17 +72,19 @@ class Recording:
         self.sound = True
 
     def add(self, position: int, ids: tuple[int, ...], text: str) -> None:
-        if position != len(self._ids):
+        if position != len(self._ids) or not self.sound:
             self.sound = False
             return
         self._text.append(text)
         self._length += len(text)
-        if len(ids) == 1:
-            self._ids.append(ids[0])
-            self._ends.append(self._length)
-        elif ids:
+        try:
             self._ids.extend(ids)
-            self._ends.extend([_UNKNOWN] * (len(ids) - 1) + [self._length])
+        except OverflowError:  # no model of ours has such tokens
+            self.sound = False
+            return
+        if ids:
+            self._ends.extend([_UNKNOWN] * (len(ids) - 1))
+            self._ends.append(self._length)
 
     def whole(
         self,

@@ -44,7 +44,9 @@ RETRY_S = 30.0  # after a fault
 TIDY_S = 30.0  # how often it is looked after when there is nothing to do
 LOOP_TIMEOUT_S = 5.0
 # What can be helped by opening it again: by an empty one, where it is damaged.
-_AT_ONCE = ("damaged", "resized")
+_AT_ONCE = ("damaged", "reopen")
+# What does not keep from reading; LMDB tells a full disk as an I/O error at times.
+_WRITING_ALONE = ("space", "other")
 
 
 class DiskTier(Protocol):
@@ -262,7 +264,7 @@ class DiskCache:
             kept = self._put(shelf, encoded)
         except ShelfFault as error:
             self.dropped += len(batch)
-            if error.kind != "space":
+            if error.kind not in _WRITING_ALONE:
                 raise
             self._failed(error)  # what is there can still be read
             self._write_at, self._retry_at = self._retry_at, 0.0
@@ -305,9 +307,9 @@ class DiskCache:
         lasted = now - self._opened_at > RETRY_S / 10
         self._retry_at = now if kind in _AT_ONCE and lasted else now + RETRY_S
         self._place.damaged = self._place.damaged or kind == "damaged"
-        if kind != self._told and kind != "resized":
+        if kind != self._told and kind != "reopen":
             self._told = kind
-            log.warning("the cache on disk is off", why=kind, error=fault.message)
+            log.warning("the cache on disk has failed", why=kind, error=fault.message)
 
     def _let_go(self, shelf: Shelf | None) -> None:
         """Close it, once nobody reads."""

@@ -39,7 +39,6 @@ _DAMAGE = (
     lmdb.PageNotFoundError,
     lmdb.InvalidError,
     lmdb.VersionMismatchError,
-    lmdb.PanicError,
     lmdb.IncompatibleError,
 )
 
@@ -53,8 +52,8 @@ def faults() -> Iterator[None]:
         raise ShelfFault("full", str(error)) from error
     except _DAMAGE as error:
         raise ShelfFault("damaged", str(error)) from error
-    except lmdb.MapResizedError as error:
-        raise ShelfFault("resized", str(error)) from error
+    except (lmdb.MapResizedError, lmdb.PanicError) as error:
+        raise ShelfFault("reopen", str(error)) from error
     except (lmdb.Error, OSError) as error:
         no_space = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
         raise ShelfFault("space" if no_space else "other", str(error)) from error

@@ -222,7 +222,7 @@ async def test_a_folder_that_cannot_be_is_told_once(tmp_path: Path) -> None:
     assert [line["log_level"] for line in logs] == ["warning"]
 
 
-@pytest.mark.parametrize("kind", ["space", "full", "damaged", "other"])
+@pytest.mark.parametrize("kind", ["space", "full", "damaged", "other", "reopen"])
 async def test_faults_of_writing_are_counted_and_reading_goes_on_where_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -239,7 +239,7 @@ async def test_faults_of_writing_are_counted_and_reading_goes_on_where_it_can(
         assert disk.dropped == 1
         expected = "damaged" if kind == "full" else kind
         await until(lambda: disk.faults == {expected: 1})
-        if kind == "space":
+        if kind in ("space", "other"):
             assert (found(disk, 1), disk.open) == ("text 1", True)
         else:
             await until(lambda: disk._shelf is not shelf)

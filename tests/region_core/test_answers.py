@@ -34,7 +34,9 @@ class Region(World):
 
     def __init__(self, redis: Any = None, identity: str = "sim", **more: Any) -> None:
         super().__init__(SimEngine(QUICK, EngineLimits(4, 2048), MODEL), **more)
-        self.answers = Answers(identity, lambda: self.service.offer, lambda: 0.5, self.clock, redis)
+        self.answers = Answers(
+            identity, lambda: self.service.offer, lambda: (7.0, 0.5), self.clock, redis
+        )
         self.answers.use(TERMS)
         self.service.answers = self.answers
 
@@ -58,6 +60,7 @@ async def test_an_answer_that_is_there_is_given_as_it_was() -> None:
         assert first.age_s is None
         assert again.age_s is not None and 0 <= again.age_s < 60
         assert region.service.report().running == 0
+        assert again.queue_ms == 7.0, "as long as others wait"
         assert (region.answers.hits, region.answers.misses) == (1, 1)
 
 
@@ -184,7 +187,7 @@ class _Told:
 @settings(max_examples=50, deadline=None)
 def test_nobody_is_given_what_another_tenant_asked_for(asked: list[tuple[str, str, int]]) -> None:
     offer = Offer(MODEL, 2048, 256, 64)
-    answers = Answers("sim", lambda: offer, lambda: 0.0, ManualClock())
+    answers = Answers("sim", lambda: offer, lambda: (0.0, 0.0), ManualClock())
     answers.use(TERMS)
     engine = _Told()
     seen = set()
@@ -257,6 +260,10 @@ def test_a_recording_with_a_hole_is_no_answer() -> None:
     recording.add(0, (1,), "a")
     recording.add(2, (3,), "c")
     assert recording.whole(0.0, 60.0, "stop", 1, 3) is None
+    strange = Recording()
+    strange.add(0, (2**32,), "a")
+    strange.add(1, (3,), "b")
+    assert strange.whole(0.0, 60.0, "stop", 1, 2) is None
     whole = Recording()
     whole.add(0, (1,), "a")
     assert whole.whole(0.0, 60.0, "stop", 1, 2) is None
