@@ -108,7 +108,7 @@ class Cores:
 
     @property
     def estimate(self) -> Estimate | None:
-        """What is measured of the nearest core; where none is up, of one that says at least why."""
+        """Of the nearest core; where none is up, of one that says why."""
         if not self.several:
             return self.tunnel.estimate if self.tunnel is not None else None
         found = [core.tunnel.estimate for core in self._live]
@@ -210,8 +210,9 @@ class Cores:
         kept = self._kept()
         live = [core for core in kept if core.tunnel.connected]
         old = [core for core in self._cores.values() if core.leaving]
-        for core in old[max(0, most - len(live)) :]:
-            self._drop(core)
+        if live:
+            for core in old[max(0, most - len(live)) :]:
+                self._drop(core)
         extra = len(kept) - most
         if len(live) >= most:
             for core in [c for c in kept if not c.tunnel.connected] + live[most:]:

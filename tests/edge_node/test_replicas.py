@@ -228,6 +228,21 @@ async def test_other_cores_are_connected_before_the_old_are_let_go(world: Roads)
     assert direct(world).live == 3
 
 
+async def test_all_of_the_old_serve_until_one_of_the_new_does(world: Roads) -> None:
+    old = begun(world, 4)
+    for first in (11, 21, 31):  # and nothing adds up
+        world.tunnels.use(cored(1, first=first))
+    await asyncio.sleep(0.05)
+    assert [t.closed for t in world.of(NAME)] == [False] * 4 + [True, True, False]
+    assert world.tunnels.views()[NAME].cores == 4
+    assert {core_of(send(world)) for _ in range(40)} == set(old)
+    for tunnel in old:
+        tunnel.open_exchanges = 0
+    world.of(NAME)[-1].become("up")
+    await until(lambda: all(t.closed for t in old))
+    assert not direct(world).several
+
+
 async def test_from_several_to_one_and_back(world: Roads) -> None:
     old = begun(world, 3)
     world.tunnels.use(cored(1))
