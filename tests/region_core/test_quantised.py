@@ -21,7 +21,7 @@ from region_core.engine.attention_plan import blocks
 from region_core.engine.base import Limits
 from region_core.engine.calibrate import open_quantised
 from region_core.engine.llama import Rows
-from region_core.engine.process import ENVIRONMENT
+from region_core.engine.process import ENVIRONMENT, ProcessEngine
 from region_core.engine.quantised import (
     Quantised,
     any_device,
@@ -34,6 +34,7 @@ from region_core.engine.torch import TorchEngine
 from region_core.weights.bundle import SCALES, Bundle, open_bundle
 from region_core.weights.gguf_file import GgufFile, Matrix
 from region_core.weights.smoothing import READERS, smoothed
+from tests.region_core.conftest import setup_of
 from tests.region_core.driving import alone
 from topology.wire.chat import Message
 
@@ -250,3 +251,22 @@ def test_the_real_model_answers_mostly_the_same(int8_bundle: Bundle, real_bundle
             same += alone(small, prompt + tuple(answer[:place]), 1)[0] == answer[place]
             total += 1
     assert same / total > 0.75, f"{same} of {total}"
+
+
+def test_a_core_that_is_told_to_runs_it(tiny_source: Path, tmp_path: Path) -> None:
+    """In a process of its own, which makes both copies."""
+    setup = msgspec.structs.replace(setup_of(tiny_source, tmp_path), dtype="int8")
+    engine = ProcessEngine(setup)
+    try:
+        assert engine.description.dtype == "int8"
+        prompt = engine.tokenizer.encode_chat([Message("user", "the other inner thing")])
+        here = TorchEngine(open_quantised(tiny_source, None, tmp_path), setup.limits, "cpu", 1)
+        assert alone(engine, prompt, 8) == alone(here, prompt, 8)
+    finally:
+        engine.close()
+    assert sorted(
+        folder.name.split("-", 1)[1] for folder in tmp_path.iterdir() if folder.is_dir()
+    ) == [
+        "bfloat16-v1",
+        "int8-v1",
+    ]
