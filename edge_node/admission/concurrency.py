@@ -20,6 +20,7 @@ _CUT_MOST = 0.7  # what is left of the limit after one window, at least
 _GROW_MOST = 2.0  # times the limit, in one window
 _GROW_LEAST = 0.05  # of the limit, once the end of the room was met
 _REFUSED_MOST = 0.05  # of those sent: more is a sign of its own that the room ends
+_FORGETS = 1.1  # times a limit that nobody needs, up to where it began
 _IN_USE = 0.8  # of the limit: less is no ground to raise it
 _BESIDE = 3  # requests above the limit that it may be due to: one of each tier
 _SLACK = 1.5  # times what was in use, while the region is full and nobody asks for more here
@@ -115,6 +116,8 @@ class Concurrency:
                 return min(limit, kept) + self._headroom(rate)
             return min(limit, max(kept, _SLACK * there) + self._headroom(rate))
         if not in_use:
+            if limit < START and queue_s < target_s / 2 and self._load < 1:
+                return min(START, limit * _FORGETS)  # what a storm has taught
             return limit
         grown = limit + _GAIN * rate * (aim_s - queue_s) + self._headroom(rate)
         if queue_s < target_s / 2:

@@ -65,6 +65,16 @@ def test_having_met_the_end_it_grows_by_little_and_soon_by_much() -> None:
     assert grown[0] < 1.1 and grown == sorted(grown) and grown[-1] == pytest.approx(2.0)
 
 
+def test_what_a_storm_has_taught_is_forgotten_when_it_is_over() -> None:
+    limit, now = Concurrency(4, 4096, TARGET_S), 0.0
+    limit.limit = 5.0
+    limit.turn(now, 0, 0.0)
+    for _ in range(30):
+        now += WINDOW_S
+        stepped(limit, now, (0.0, 0.3, 5.0, 0.2, 0, 0))
+    assert limit.limit == START
+
+
 def test_nothing_measured_changes_nothing() -> None:
     limit = Concurrency(4, 4096, TARGET_S)
     for second in range(100):
