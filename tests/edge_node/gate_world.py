@@ -14,7 +14,8 @@ from itertools import count
 from random import Random
 
 from edge_node.admission.gate import Gate
-from topology.cursor import ALL_ADMITTED, TIERS, USERS, Tier
+from region_core.scheduling.level import REVIEW_S, Level, Moment
+from topology.cursor import ALL_ADMITTED, TIERS, URGENCY, USERS, Tier, tier_at
 from topology.policy import OverloadPolicy
 
 TICK_S = 0.02
@@ -23,10 +24,11 @@ WAITING_MOST = 500
 
 
 class Job:
-    __slots__ = ("answer_s", "edge", "since", "tier")
+    __slots__ = ("answer_s", "cursor", "edge", "since", "tier")
 
-    def __init__(self, edge: Edge, tier: Tier, answer_s: float, since: float) -> None:
-        self.edge, self.tier, self.answer_s, self.since = edge, tier, answer_s, since
+    def __init__(self, edge: Edge, cursor: int, answer_s: float, since: float) -> None:
+        self.edge, self.cursor, self.answer_s, self.since = edge, cursor, answer_s, since
+        self.tier = tier_at(cursor)
 
 
 class World:
@@ -71,13 +73,16 @@ class Region:
         world, edge = self.world, job.edge
         ahead = sum(len(self.waiting[tier]) for tier in TIERS[: TIERS.index(job.tier) + 1])
         queue_s = ahead / self.capacity_per_s if self.running >= self.slots else 0.0
-        if ahead >= self.waiting_most:
+        if not self._takes(job, ahead):
             world.at(world.now + edge.rtt_s / 2, lambda: edge.refused(job, queue_s))
             return
         self.waiting[job.tier].append(job)
         level, load = self.level, (self.running + sum(map(len, self.waiting.values()))) / self.slots
         world.at(world.now + edge.rtt_s / 2, lambda: edge.accepted(job, level, queue_s, load))
         self._start()
+
+    def _takes(self, job: Job, ahead: int) -> bool:
+        return ahead < self.waiting_most
 
     def _start(self) -> None:
         world = self.world
@@ -96,6 +101,32 @@ class Region:
         self._start()
 
 
+class Leveller(Region):
+    """One that sheds by level, as cores do."""
+
+    def __init__(self, world: World, slots: int, answer_s: float) -> None:
+        super().__init__(world, slots, answer_s)
+        self._level = Level(0.25, slots, 1000, world.now)
+        self._review()
+
+    def _takes(self, job: Job, ahead: int) -> bool:
+        self._level.came(job.cursor)
+        unused = self.slots - self.running
+        return self._level.admits(job.cursor, URGENCY[job.tier], self._waiting(), unused)
+
+    def _waiting(self) -> tuple[int, ...]:
+        waiting = [0] * 8
+        for tier, line in self.waiting.items():
+            waiting[URGENCY[tier]] = len(line)
+        return tuple(waiting)
+
+    def _review(self) -> None:
+        moment = Moment(self._waiting(), self.slots - self.running, self.capacity_per_s)
+        self._level.review(moment, self.world.now)
+        self.level = self._level.value
+        self.world.at(self.world.now + REVIEW_S, self._review)
+
+
 class Edge:
     """`per_s`: requests that come, by tier; may be changed on the way."""
 
@@ -107,7 +138,7 @@ class Edge:
         if policy is not None:
             self.gate.use(policy)
         self.gate.on_room = self._soon
-        self.waiting: dict[Tier, deque[tuple[Job, int]]] = {tier: deque() for tier in TIERS}
+        self.waiting: dict[Tier, deque[Job]] = {tier: deque() for tier in TIERS}
         self.sent = self.turned_away = self.refusals = 0
         self.offered: dict[Tier, int] = dict.fromkeys(TIERS, 0)
         self.limits: list[tuple[float, float]] = []
@@ -123,18 +154,18 @@ class Edge:
     def _come(self, tier: Tier) -> None:
         rng, now = self.world.rng, self.world.now
         self.offered[tier] += 1
-        job = Job(self, tier, rng.uniform(0.2, 1.8) * self.region.answer_s, now)
-        cursor = TIERS.index(tier) * USERS + rng.randrange(USERS)
-        if self._send(job, cursor, again=False):
+        answer_s = rng.uniform(0.2, 1.8) * self.region.answer_s
+        job = Job(self, TIERS.index(tier) * USERS + rng.randrange(USERS), answer_s, now)
+        if self._send(job, again=False):
             return
         if len(self.waiting[tier]) < WAITING_MOST:
-            self.waiting[tier].append((job, cursor))
+            self.waiting[tier].append(job)
         else:
             self.turned_away += 1
 
-    def _send(self, job: Job, cursor: int, *, again: bool) -> bool:
+    def _send(self, job: Job, *, again: bool) -> bool:
         now, world = self.world.now, self.world
-        if self.gate.judge("r", job.tier, cursor, 100.0, now, again=again):
+        if self.gate.judge("r", job.tier, job.cursor, 100.0, now, again=again):
             return False
         self.gate.intake("r").sent(job.tier, 100.0, now)
         self.sent += 1
@@ -163,13 +194,13 @@ class Edge:
         self._pumping = False
         for tier in TIERS:
             line = self.waiting[tier]
-            while line and self._send(*line[0], again=True):
+            while line and self._send(line[0], again=True):
                 line.popleft()
 
     def _tick(self) -> None:
         now = self.world.now
         for line in self.waiting.values():
-            while line and now - line[0][0].since > WAIT_S:
+            while line and now - line[0].since > WAIT_S:
                 line.popleft()
                 self.turned_away += 1
         self._pump()

@@ -7,7 +7,7 @@ from statistics import median
 
 import pytest
 
-from tests.edge_node.gate_world import Edge, Region, World
+from tests.edge_node.gate_world import Edge, Leveller, Region, World
 from topology.cursor import Tier
 
 CALM_S, OVER_S = 2.0, 14.0
@@ -22,10 +22,13 @@ def storm(
     parts: tuple[float, ...] = (1, 1, 1),
     waiting_most: int = 1 << 30,
     over_s: float = OVER_S,
+    level: bool = False,
 ) -> tuple[Region, list[Edge]]:
     """Half of the capacity first, then 15 times it; VIP asks for a fifth of it."""
     world = World(seed)
-    region = Region(world, slots, answer_s, waiting_most)
+    region = (
+        Leveller(world, slots, answer_s) if level else Region(world, slots, answer_s, waiting_most)
+    )
     edges = [Edge(world, region, rtt_s) for rtt_s in (0.01, 0.03, 0.08)]
     mix: dict[Tier, float] = {"vip": 0.2, "standard": 10.8, "batch": 4.0}
     for edge, part in zip(edges, parts, strict=True):
@@ -43,7 +46,7 @@ def waited(region: Region, tier: Tier, since: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("slots", "answer_s", "times"), [(100, 0.5, 2.0), (400, 0.5, 1.5), (300, 2.0, 2.0)]
+    ("slots", "answer_s", "times"), [(100, 0.5, 2.0), (200, 0.5, 1.7), (300, 2.0, 2.0)]
 )
 def test_full_of_work_and_the_delay_near_its_target(
     slots: int, answer_s: float, times: float
@@ -59,7 +62,7 @@ def test_full_of_work_and_the_delay_near_its_target(
 
 
 def test_the_capacity_is_reached_within_a_second() -> None:
-    region, _ = storm(600, 0.3, over_s=2.0)
+    region, _ = storm(400, 0.3, over_s=2.0)
     done = sum(1 for at, _ in region.ended if CALM_S + 1.0 <= at < CALM_S + 2.0)
     assert done >= 0.95 * region.capacity_per_s
 
@@ -77,6 +80,15 @@ def test_a_region_that_refuses_before_its_queue_is_long_is_not_asked_in_vain() -
     assert refused <= 0.3 * sent
     done = [at for at, _ in region.ended if at >= CALM_S + 2.0]
     assert len(done) / (region.capacity_per_s * (OVER_S - 2.0)) >= 0.95
+
+
+def test_with_levels_next_to_nothing_is_sent_in_vain() -> None:
+    region, edges = storm(100, 0.5, level=True)
+    assert sum(edge.refusals for edge in edges) <= 0.1 * sum(edge.sent for edge in edges)
+    done = [at for at, _ in region.ended if at >= CALM_S + 2.0]
+    assert len(done) / (region.capacity_per_s * (OVER_S - 2.0)) >= 0.95
+    assert waited(region, "standard", CALM_S + 4.0) <= 2 * TARGET_S
+    assert waited(region, "vip", CALM_S + 1.0) <= 0.05
 
 
 def test_below_capacity_nobody_is_turned_away() -> None:
