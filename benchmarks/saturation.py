@@ -120,7 +120,7 @@ def start(name: str, behind: Backend, folder: Path) -> tuple[Process, str]:
     launch = PEERS[name].launch(cores, port, folder)
     say(f"  {name}: {launch.settings}")
     process = Process(name, launch.command, env=launch.environment)
-    process.wait_until(lambda: answers(port, MODEL, cores.vip_keys[0]), timeout_s=60)
+    process.wait_until(lambda: answers(port, MODEL, cores.vip_keys[0]), timeout_s=150)
     return process, f"http://127.0.0.1:{port}"
 
 

@@ -22,7 +22,7 @@ from lab.supervisor import Child, Supervisor
 
 CHAT = "/v1/chat/completions"
 HOST = "127.0.0.1"
-_READY_TIMEOUT_S = 60.0
+_READY_TIMEOUT_S = 150.0  # LiteLLM takes 15 s of CPU in each worker before it listens
 _ASK_TIMEOUT_S = 5.0
 
 
