@@ -343,6 +343,34 @@ def test_the_first_ones_deadline_is_not_the_others(stream: bool, at_once: bool) 
     tell(story, strict("frankfurt", at_once=at_once))
 
 
+@pytest.mark.parametrize("all_leave", [False, True])
+def test_they_wait_for_room_together(all_leave: bool) -> None:
+    """One region, one at a time: the place in the waiting room is kept when the first leaves, and
+    given up when all have."""
+
+    async def story(crowd: Crowd) -> None:
+        crowd.ask(seed=1)
+        await asyncio.sleep(0.1)
+        first = crowd.ask(stream=True)
+        await asyncio.sleep(0.1)
+        second = crowd.ask()
+        await asyncio.sleep(0.1)
+        assert len(crowd.regions.sent) == 1 and len(crowd.app.entry.room) == 1
+        first.leave()
+        if all_leave:
+            second.leave()
+        await asyncio.sleep(0.1)
+        assert len(crowd.app.entry.room) == (0 if all_leave else 1)
+        await crowd.served()
+        assert second.gone or second.text == TEXT
+        assert len(crowd.regions.sent) == (1 if all_leave else 2)
+        assert crowd.sharing.lingered == 0
+
+    one = {"concurrency_min": 1, "concurrency_max": 1}
+    only = document("Model", "small", regions=["frankfurt"], context_tokens=2048)
+    tell(story, None, policy(overload=one), only)
+
+
 # Failing
 
 
