@@ -53,6 +53,12 @@ def beyond_types(kind: str, spec: object, source: str) -> list[Problem]:
             steps = _list(rollout.get("steps")) if isinstance(rollout, dict) else []
             good = steps == sorted(set(steps), key=_number) and steps[-1:] in ([], [100], [100.0])
             require(good, "spec.rollout.steps", steps, "rising percentages, 100 the last")
+            for index, rung in enumerate(_list(spec.get("ladder"))):
+                fields = rung if isinstance(rung, dict) else {}
+                enter, leave = (_number(fields.get(name)) for name in ("enter", "leave"))
+                good = 0 < leave <= enter or not enter > 0
+                path = f"spec.ladder[{index}].leave"
+                require(good, path, leave, f"above 0, at most {enter:g}: else it is never left")
         case "Zone":
             contact = spec.get("contact")
             if isinstance(contact, str):

@@ -177,6 +177,11 @@ def reference_problems(by_kind: Mapping[str, Mapping[str, Resource]]) -> list[Pr
     for kind, check in _REFERENCES.items():
         for resource in by_kind[kind].values():
             check(resource, resource.spec, known)
+    for name, model in by_kind["Model"].items():
+        if cast(ModelSpec, model.spec).substitute == name:
+            out.append(
+                Problem(f"Model/{name}", "spec.substitute", "the model itself", "another model")
+            )
     owners: dict[str, str] = {}
     for name, tenant in by_kind["Tenant"].items():
         for index, digest in enumerate(cast(TenantSpec, tenant.spec).api_keys):
@@ -205,6 +210,8 @@ def _link(owner: Resource, spec: LinkSpec, known: _Known) -> None:
 def _model(owner: Resource, spec: ModelSpec, known: _Known) -> None:
     for index, name in enumerate(spec.regions):
         known(owner, f"spec.regions[{index}]", "Region", name)
+    if spec.substitute is not None:
+        known(owner, "spec.substitute", "Model", spec.substitute)
 
 
 def _route(owner: Resource, spec: RouteSpec, known: _Known) -> None:

@@ -10,7 +10,7 @@ from topology.snapshot import Snapshot
 from topology.wire import ladder_reports
 from topology.wire.gen.tradewind.v1 import admin_pb2 as pb
 
-_NODES_MAX = 2_000  # of an answer
+_BYTES_MAX = 2 * 2**20  # of an answer; one node more may follow
 
 
 def answer(
@@ -19,10 +19,11 @@ def answer(
     """What `tradewind ladder` shows. Raises `UnknownName`."""
     known(edge, snapshot.edges, "EdgeSite")
     response = pb.LadderResponse(now_s=now_s)
+    size = 0
     for node, told in sorted(heard.items()):
         if edge and told.edge != edge:
             continue
-        if len(response.edges) >= _NODES_MAX:
+        if size > _BYTES_MAX:
             response.omitted += 1
             continue
         response.edges.add(
@@ -30,6 +31,7 @@ def answer(
             heard_s=told.heard_s,
             standing=ladder_reports.to_standings(told.standing),
         )
+        size += response.edges[-1].ByteSize()
     there = {told.edge for told in heard.values()}
     response.unheard.extend(
         name for name in sorted(snapshot.edges) if name not in there and edge in ("", name)

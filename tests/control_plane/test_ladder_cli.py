@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from control_plane.admin import edge_ladder
 from control_plane.cli.ladder_view import News
 from control_plane.cli.main import app
+from control_plane.membership.ladder import NodeLadder
 from control_plane.store.memory import MemoryStore
 from runtime.clock import SystemClock
 from tests.control_plane.mesh import Background, Mesh, until, world
 from topology.routing import RegionView
+from topology.snapshot import Snapshot
 from topology.wire.gen.tradewind.v1 import admin_pb2, membership_pb2
 from topology.wire.ladder_reports import (
     StandingReport,
@@ -145,6 +148,15 @@ def test_wrong_heartbeats_are_refused(wrong: dict[str, Any]) -> None:
 def test_each_tier_is_told_once() -> None:
     twice = to_standings([STANDINGS[0], STANDINGS[0]])
     assert standing_problems(twice) == ["ladder: each tier once"]
+
+
+def test_an_answer_fits_a_message_whatever_edges_tell() -> None:
+    tiers = ("vip", "standard", "batch")
+    told = tuple(StandingReport(tier, "full", 1.0, 0.0, "\U0001f300" * 400) for tier in tiers)
+    heard = {f"edge/e{i}": NodeLadder(f"e{i}", 1.0, told) for i in range(2_000)}
+    answer = edge_ladder.answer(Snapshot.empty(), heard, "", 1.0)
+    assert answer.ByteSize() < 4 * 2**20  # what gRPC takes
+    assert answer.omitted == 2_000 - len(answer.edges)
 
 
 def test_a_watch_tells_each_change_once() -> None:

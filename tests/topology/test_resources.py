@@ -85,6 +85,14 @@ def test_every_mistake_is_reported_at_once() -> None:
             ),
             "spec.contact",
         ),
+        (
+            document("Policy", "default", ladder=[{"quality": "stale", "enter": 0.8}]),
+            "spec.ladder[0].leave",
+        ),
+        (
+            document("Policy", "p", ladder=[{"quality": "stale", "enter": 0.4, "leave": 0.5}]),
+            "spec.ladder[0].leave",
+        ),
     ],
 )
 def test_a_mistake_names_its_place(raw: object, path: str) -> None:
@@ -155,6 +163,10 @@ def test_dangling_references_are_all_reported() -> None:
             document("Route", "bad", models=["ghost"], tenants=["none"], regions=["atlantis"]),
             document("Override", "o", region="atlantis", action="drain", reason="r"),
             document("Tenant", "thief", api_keys=["sha256:" + "a" * 64]),
+            *(
+                document("Model", name, regions=["singapore"], context_tokens=1, substitute=other)
+                for name, other in (("m", "ghost"), ("narcissus", "narcissus"))
+            ),
         )
     assert {(p.source, p.path) for p in caught.value.problems} == {
         ("Route/bad", "spec.models[0]"),
@@ -162,6 +174,8 @@ def test_dangling_references_are_all_reported() -> None:
         ("Route/bad", "spec.regions[0]"),
         ("Override/o", "spec.region"),
         ("Tenant/thief", "spec.api_keys[0]"),
+        ("Model/m", "spec.substitute"),
+        ("Model/narcissus", "spec.substitute"),
     }
 
 
