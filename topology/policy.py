@@ -98,7 +98,7 @@ class TiersPolicy(Spec, frozen=True):
 
     vip: TierPolicy = TierPolicy(share=1.0, wait_ms=2_000.0)
     standard: TierPolicy = TierPolicy(share=0.9, wait_ms=1_000.0)
-    batch: TierPolicy = TierPolicy(share=0.7, wait_ms=4_000.0)
+    batch: TierPolicy = TierPolicy(share=0.7, wait_ms=1_500.0)
 
 
 class OverloadPolicy(Spec, frozen=True):
