@@ -242,7 +242,8 @@ class Entry:
         self._refused[tier, why] = self._refused.get((tier, why), 0) + 1
         wait_s = self._expected_s(waiter.wish, now)
         drain = sum(self._gate.drain_per_s(region, now) for region in waiter.wish.regions)
-        raise Overloaded(WHY[why], self._comeback.after_s(wait_s, drain, self._rng.random(), now))
+        full, draw = self.ladders[tier].pressure, self._rng.random()
+        raise Overloaded(WHY[why], self._comeback.after_s(tier, wait_s, drain, full, draw, now))
 
     # Room
 

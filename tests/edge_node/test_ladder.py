@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge_node.admission.comeback import LEAST_S, MOST_S, SPREAD, Comeback
@@ -16,6 +14,7 @@ from edge_node.admission.ladder import (
     Quality,
     TierLadder,
 )
+from topology.cursor import TIERS, Tier
 from topology.policy import LADDER, RungPolicy
 
 # For so long the wait is so much of what it may be; then it stands there.
@@ -56,20 +55,25 @@ def test_timed_steps(steps: list[Step]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.0, 2.0), min_size=1, max_size=300))
+@example([0.5, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8])  # two rungs are entered shortly one after the other
+@example([1.0] * 8 + [0.3] * 60 + [1.0] * 8)
 def test_no_flapping(pressures: list[float]) -> None:
-    """Whatever the pressure does, one rung is not left and entered again within `leave_s`."""
+    """Whatever the pressure does, one rung is not left within `leave_s` of being entered, nor
+    entered within `enter_s` of being left."""
     ladder, now = TierLadder("standard"), 0.0
-    moves = [(0.0, 0)]
+    rungs = ladder._rungs
+    turned, entered = dict.fromkeys(range(len(rungs)), 0.0), [False] * len(rungs)
     for pressure in pressures:
         now += STEP_S
         ladder.look(pressure, now)
-        if ladder.place != moves[-1][1]:
-            moves.append((now, ladder.place))
-    rises = [at for (_, before), (at, after) in pairwise(moves) if after < before]
-    falls = [at for (_, before), (at, after) in pairwise(moves) if after > before]
-    assert all(later - earlier >= 0.5 for earlier, later in pairwise(falls))
-    for rise in rises:  # it had been entered, and calm for `leave_s`, before
-        assert any(fall <= rise - 5.0 + STEP_S / 2 for fall in falls)
+        for i, rung in enumerate(rungs):
+            if rung.entered == entered[i]:
+                continue
+            least_s = rung.policy.leave_s if entered[i] else rung.policy.enter_s
+            assert now - turned[i] >= least_s - STEP_S / 2
+            turned[i], entered[i] = now, rung.entered
+        lowest = max((rung.place for rung in rungs if rung.entered), default=0)
+        assert ladder.place == lowest
 
 
 def test_no_flapping_between_two_thresholds() -> None:
@@ -170,23 +174,53 @@ def test_qualities_are_those_of_the_policy() -> None:
 
 def test_they_come_back_one_after_the_other() -> None:
     comeback = Comeback()
-    told = [comeback.after_s(0.5, 100.0, 0.0, 10.0) for _ in range(1000)]
+    told = [comeback.after_s("standard", 0.5, 100.0, 1.0, 0.0, 10.0) for _ in range(1000)]
     assert told[0] == pytest.approx(0.51)
     assert told[-1] == pytest.approx(10.5)
-    assert comeback.after_s(0.5, 100.0, 0.0, 15.0) == pytest.approx(5.51)  # half are due by then
-    assert comeback.after_s(0.0, 100.0, 0.0, 1e6) == pytest.approx(LEAST_S)
+    later = comeback.after_s("standard", 0.5, 100.0, 1.0, 0.0, 15.0)
+    assert later == pytest.approx(5.51)  # half are due by then
+    assert comeback.after_s("standard", 0.0, 100.0, 1.0, 0.0, 1e6) == pytest.approx(LEAST_S)
+
+
+def test_after_a_peak_nobody_is_told_to_wait_for_those_who_find_room_now() -> None:
+    comeback, now = Comeback(), 10.0
+    for _ in range(2000):
+        told_s = comeback.after_s("batch", 0.5, 100.0, 1.0, 0.0, now)
+    assert told_s > 15
+    now += 2.0  # the regions have less to do, and one of thirty still finds no room
+    told_s = comeback.after_s("batch", 0.0, 10.0, 0.03, 0.0, now)
+    assert told_s < 1.0
+
+
+def test_regions_that_have_less_to_do_are_as_fast_as_they_were() -> None:
+    comeback = Comeback()
+    for _ in range(500):
+        comeback.after_s("batch", 0.0, 100.0, 1.0, 0.0, 10.0)
+    told_s = comeback.after_s("batch", 0.0, 10.0, 1.0, 0.0, 11.0)
+    assert 4 < told_s < 6
+
+
+def test_the_more_urgent_wait_for_none_of_the_others() -> None:
+    comeback = Comeback()
+    for _ in range(1000):
+        comeback.after_s("batch", 0.0, 100.0, 1.0, 0.0, 10.0)
+    assert comeback.after_s("vip", 0.0, 100.0, 1.0, 0.0, 10.0) == pytest.approx(LEAST_S)
+    assert comeback.after_s("standard", 0.0, 100.0, 1.0, 0.0, 10.0) == pytest.approx(LEAST_S)
+    assert comeback.after_s("batch", 0.0, 100.0, 1.0, 0.0, 10.0) == pytest.approx(10.03)
 
 
 @given(
     st.lists(
         st.tuples(
-            st.floats(0, 1e4), st.floats(0, 1e5), st.floats(0, 1, exclude_max=True),
-            st.floats(-1e9, 1e9),
+            st.sampled_from(TIERS), st.floats(0, 1e4), st.floats(0, 1e5), st.floats(0, 10),
+            st.floats(0, 1, exclude_max=True), st.floats(-1e9, 1e9),
         ),
         max_size=50,
     )
 )  # fmt: skip
-def test_it_is_always_a_sane_time(steps: list[tuple[float, float, float, float]]) -> None:
+def test_it_is_always_a_sane_time(
+    steps: list[tuple[Tier, float, float, float, float, float]],
+) -> None:
     comeback = Comeback()
     for step in steps:
         assert LEAST_S <= comeback.after_s(*step) <= MOST_S * (1 + SPREAD)
