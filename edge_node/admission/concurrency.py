@@ -31,22 +31,23 @@ class Concurrency:
 
     `pressed`, to be set: somebody was kept out by the limit. `lost`: places that the region refused
     to give in this window; they are not asked for again before it closes, since a refusal comes so
-    soon that each would be refused many times.
+    soon that each would be refused many times. `peak`: how many were there at once in this window,
+    which lasts from `opened` to `closes`.
     """
 
     __slots__ = (
-        "_closes",
         "_excess",
         "_least",
         "_load",
         "_most",
-        "_opened",
-        "_peak",
         "_sum_s",
         "_target_s",
         "_told",
+        "closes",
         "limit",
         "lost",
+        "opened",
+        "peak",
         "pressed",
     )
 
@@ -54,8 +55,8 @@ class Concurrency:
         self.limit = START
         self.pressed = False
         self._excess = _GROW_MOST - 1
-        self._opened = self._closes = 0.0
-        self._peak = self._told = self.lost = 0
+        self.opened = self.closes = 0.0
+        self.peak = self._told = self.lost = 0
         self._sum_s = self._load = 0.0
         self.use(least, most, target_s)
 
@@ -66,8 +67,8 @@ class Concurrency:
 
     def sent(self, in_flight: int) -> None:
         """There are so many now."""
-        if in_flight > self._peak:
-            self._peak = in_flight
+        if in_flight > self.peak:
+            self.peak = in_flight
 
     def waits(self, queue_s: float, load: float) -> None:
         """The region said that one waits so long, and how full it is: 1 is full, 0 may mean that
@@ -82,18 +83,18 @@ class Concurrency:
         self.lost += 1
 
     def due(self, now: float) -> bool:
-        return not self._opened <= now < self._closes
+        return not self.opened <= now < self.closes
 
     def turn(self, now: float, in_flight: int, rate: float) -> bool:
         """Close the window, if it is `due`; whether the limit rose. `rate`: requests of ours that
         end there in a second; 0: not known."""
         before = self.limit
-        if (self._told or self.lost) and self._opened < self._closes <= now:
-            peak = min(self._peak, max(in_flight + 1, int(before)))
+        if (self._told or self.lost) and self.opened < self.closes <= now:
+            peak = min(self.peak, max(in_flight + 1, int(before)))
             self.limit = self._clamped(self._next(peak, rate))
-        self._opened, self._closes = now, now + WINDOW_S
+        self.opened, self.closes = now, now + WINDOW_S
         self._sum_s, self._load, self._told, self.lost = 0.0, 0.0, 0, 0
-        self._peak, self.pressed = in_flight, False
+        self.peak, self.pressed = in_flight, False
         return self.limit > before
 
     def _next(self, there: int, rate: float) -> float:

@@ -95,7 +95,8 @@ class Gate:
         that come after it: whoever is next goes whole, however large."""
         if not self._protects:
             return ""
-        return self.intake(region).judge(tier, cursor, now, again=again)
+        intake = self._intakes.get(region) or self.intake(region)
+        return intake.judge(tier, cursor, now, again=again)
 
     def estimate(self, model: str, body_bytes: int, max_tokens: int | None = None) -> float:
         """What a request will come to, in tokens of input and answer, as far as can be told."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from edge_node.admission.gate import Gate
 from edge_node.admission.intake import Outcome
 from edge_node.forward.upstream import Exchange, Upstream
-from topology.cursor import tier_of
+from topology.cursor import ALL_ADMITTED, tier_of
 from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
 from topology.overlay.exchange import Take
 from topology.overlay.frames import Accept, End, Request, Tokens
@@ -82,8 +82,10 @@ class _Gated:
         except (PathDown, RegionFailure, OverlayProtocolError) as error:
             self._failed(error)
             raise
-        if type(frame) is not Tokens:
-            self._seen(frame)
+        if type(frame) is Accept:
+            self._accepted(frame)
+        elif type(frame) is End:
+            self._whole(frame)
         return frame
 
     async def pour(self, take: Take) -> Accept | End:
@@ -92,7 +94,10 @@ class _Gated:
         except (PathDown, RegionFailure, OverlayProtocolError) as error:
             self._failed(error)
             raise
-        self._seen(frame)
+        if type(frame) is End:
+            self._whole(frame)
+        elif type(frame) is Accept:
+            self._accepted(frame)
         return frame
 
     def cancel(self) -> None:
@@ -100,21 +105,20 @@ class _Gated:
         if not self._over:
             self._end("cancelled", self._owner.now())
 
-    def _seen(self, frame: Accept | Tokens | End) -> None:
+    def _accepted(self, frame: Accept) -> None:
         if self._over:
             return
-        now = self._owner.now()
-        if type(frame) is Accept:
-            self._taken = True
-            queue_s = frame.queue_ms / 1000
-            self._intake.accepted(self._tier, frame.level, queue_s, frame.load, now)
-        elif type(frame) is End:
-            self._whole(frame, now)
+        self._taken = True
+        queue_s, now = frame.queue_ms / 1000, self._owner.now()
+        self._intake.accepted(self._tier, frame.level, queue_s, frame.load, now)
 
-    def _whole(self, end: End, now: float) -> None:
+    def _whole(self, end: End) -> None:
+        if self._over:
+            return
         self._over = True
-        intake, tier = self._intake, self._tier
-        intake.told(tier, end.level, None, now)
+        intake, tier, now = self._intake, self._tier, self._owner.now()
+        if end.level < ALL_ADMITTED or intake.said < ALL_ADMITTED:  # else it says nothing new
+            intake.told(tier, end.level, None, now)
         used = 0.0
         if not end.cached:  # what it had says nothing of how fast it works
             used = float(end.prompt_tokens + end.completion_tokens)

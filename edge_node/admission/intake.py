@@ -54,11 +54,13 @@ class Lane:
         "probe_at",
         "refused_at",
         "share",
+        "throttle",
         "tier",
     )
 
-    def __init__(self, tier: Tier) -> None:
+    def __init__(self, tier: Tier, throttle: Throttle) -> None:
         self.tier: Tier = tier
+        self.throttle = throttle
         self.first = _RANK[tier] * USERS  # cursor of the tier's first place,
         self.past = self.first + USERS  # and past its last
         self.bypass = tier == "vip"  # the region lets it go first: the limit is for others
@@ -72,10 +74,10 @@ class Lane:
 
 
 class Intake:
-    """Of one region. `room`: called when somebody was hindered and there may be room now."""
+    """Of one region. `room`: called when somebody was hindered and there may be room now. `said`:
+    the level that it told last."""
 
     __slots__ = (
-        "_level",
         "_level_at",
         "_pace",
         "_queue_at",
@@ -83,39 +85,37 @@ class Intake:
         "_rng",
         "_room",
         "_target_s",
-        "_throttles",
         "concurrency",
         "drain",
         "in_flight",
         "lanes",
         "most",
+        "said",
         "wanted",
     )
 
     def __init__(self, policy: OverloadPolicy, rng: Random, room: Callable[[], None]) -> None:
         self._rng = rng
         self._room = room
-        self._level, self._level_at = ALL_ADMITTED, 0.0
+        self.said, self._level_at = ALL_ADMITTED, 0.0
         self._queue_s, self._queue_at = 0.0, _NEVER
         self.in_flight = 0
         self.wanted = False  # somebody was hindered since `room` was called
         self.drain = Drain()
         self._pace = Pace()
-        self.lanes = {tier: Lane(tier) for tier in TIERS}
         target_s = policy.queue_target_ms / 1000
         least, most = policy.concurrency_min, policy.concurrency_max
         self.concurrency = Concurrency(least, most, target_s)
         k, window_s = policy.throttle_k, policy.throttle_window_s
-        self._throttles = {tier: Throttle(k, window_s) for tier in TIERS}
+        self.lanes = {tier: Lane(tier, Throttle(k, window_s)) for tier in TIERS}
         self.use(policy)
 
     def use(self, policy: OverloadPolicy) -> None:
         self._target_s = policy.queue_target_ms / 1000
         self.most = max(policy.concurrency_min, policy.concurrency_max)
         self.concurrency.use(policy.concurrency_min, self.most, self._target_s)
-        for throttle in self._throttles.values():
-            throttle.use(policy.throttle_k, policy.throttle_window_s)
         for tier, lane in self.lanes.items():
+            lane.throttle.use(policy.throttle_k, policy.throttle_window_s)
             lane.share = getattr(policy.tiers, tier).share
 
     # Asking
@@ -133,16 +133,17 @@ class Intake:
         return hindrance
 
     def _hindrance(self, lane: Lane, cursor: int, now: float, *, again: bool) -> Hindrance:
-        if cursor >= self._level and cursor >= self.level(now):
+        if cursor >= self.said and cursor >= self.level(now):
             return "" if self._probes(lane, now) else "level"
-        throttle = self._throttles[lane.tier]
+        throttle = lane.throttle
         if throttle.troubled and self._holds(throttle, lane, now, again=again):
             return "" if self._probes(lane, now) else "throttle"
         if not lane.own and not 0 <= now - lane.refused_at < lane.gap_s:
             return ""  # one of each tier may always be there
         if self._over(lane) > 0:
             return "limit"
-        if lane.bypass or not self._pace.wait_s(now) or not self.full(now):
+        pace = self._pace
+        if lane.bypass or pace.drained_at <= now or not pace.wait_s(now) or not self.full(now):
             return ""
         return "pace"
 
@@ -176,14 +177,14 @@ class Intake:
 
     def level(self, now: float) -> int:
         """What the region admits, as far as is known: it rises when nothing is heard."""
-        if self._level >= ALL_ADMITTED:
+        if self.said >= ALL_ADMITTED:
             return ALL_ADMITTED
         silent_s = now - self._level_at
         if silent_s < 0:
             self._level_at = now
         if silent_s < _NEWS_S:
-            return self._level
-        return min(ALL_ADMITTED, self._level + _RISE * (1 + int((silent_s - _NEWS_S) / _RISE_S)))
+            return self.said
+        return min(ALL_ADMITTED, self.said + _RISE * (1 + int((silent_s - _NEWS_S) / _RISE_S)))
 
     def queue_s(self, now: float) -> float:
         return self._queue_s if 0 <= now - self._queue_at < _NEWS_S else 0.0
@@ -194,7 +195,7 @@ class Intake:
 
     def throttled(self, tier: Tier, now: float) -> float:
         """Share of requests that are held back."""
-        throttle = self._throttles[tier]
+        throttle = self.lanes[tier].throttle
         return throttle.share(now) if throttle.troubled else 0.0
 
     def limit(self, tier: Tier) -> int:
@@ -232,10 +233,12 @@ class Intake:
     def sent(self, tier: Tier, cost: float, now: float) -> None:
         """A request goes there, whatever `judge` said. `cost` is in tokens."""
         self.in_flight = there = self.in_flight + 1
-        self.lanes[tier].own += 1
-        self.concurrency.sent(there)
-        self._throttles[tier].sent(now)
-        if self._queue_s > self._target_s or self._level < ALL_ADMITTED:
+        lane = self.lanes[tier]
+        lane.own += 1
+        if there > self.concurrency.peak:
+            self.concurrency.sent(there)
+        lane.throttle.sent(now)
+        if self._queue_s > self._target_s or self.said < ALL_ADMITTED:
             self._pace.spend(cost, self.drain.tokens_per_s(now), now)
 
     def told(
@@ -244,8 +247,8 @@ class Intake:
         """What it says: what it admits, and how long one of this tier waits there."""
         rose = False
         if level is not None:
-            rose = level > self._level
-            self._level, self._level_at = level, now
+            rose = level > self.said
+            self.said, self._level_at = level, now
         if queue_s is not None and tier != "vip":  # VIP goes first: its wait says nothing of others
             if not queue_s <= _WAIT_MOST_S:  # NaN too: whatever a region says, it is forgotten
                 queue_s = _WAIT_MOST_S
@@ -253,13 +256,16 @@ class Intake:
             fresh = 0 <= now - self._queue_at < _NEWS_S
             self._queue_s += (_NEWEST if fresh else 1.0) * (queue_s - self._queue_s)
             self._queue_at = now
-        rose |= self._turned(now)
+        concurrency = self.concurrency
+        if not concurrency.opened <= now < concurrency.closes:
+            rose |= self._turned(now)
         if rose and self.wanted:
             self._call()
 
     def accepted(self, tier: Tier, level: int, queue_s: float, load: float, now: float) -> None:
         """It took one on."""
-        lane, throttle = self.lanes[tier], self._throttles[tier]
+        lane = self.lanes[tier]
+        throttle = lane.throttle
         if lane.gap_s > PROBE_S:
             lane.gap_s = PROBE_S
             lane.probe_at = min(lane.probe_at, now + PROBE_S)
@@ -276,7 +282,7 @@ class Intake:
         lane = self.lanes[tier]
         lane.own -= 1
         if outcome == "refused":
-            self._throttles[tier].refused(now)
+            lane.throttle.refused(now)
             lane.refused_at = now
             if not lane.own:
                 lane.gap_s = min(PROBE_MOST_S, 2 * lane.gap_s)
@@ -285,9 +291,11 @@ class Intake:
                 self.concurrency.refused()
         if used > 0:
             self.drain.add(used, now)
-        if cost != used and self._pace.wait_s(now):
+        if cost != used and self._pace.drained_at > now and self._pace.wait_s(now):
             self._pace.settle(used - cost, self.drain.tokens_per_s(now), now)
-        self._turned(now)
+        concurrency = self.concurrency
+        if not concurrency.opened <= now < concurrency.closes:
+            self._turned(now)
         if self.wanted:
             self._call()
 

@@ -29,7 +29,8 @@ class AnswerTokens:
         self._names_most = names_most
 
     def add(self, name: str, tokens: int) -> None:
-        tokens = min(tokens, _TOKENS_MOST)  # whatever a region says
+        if tokens > _TOKENS_MOST:  # whatever a region says
+            tokens = _TOKENS_MOST
         mean = self._mean.get(name)
         if mean is not None:
             self._mean[name] = mean + _NEWEST * (tokens - mean)
@@ -41,7 +42,7 @@ class AnswerTokens:
         answer = self._mean.get(name, ANSWER_TOKENS)
         if max_tokens is not None and max_tokens < answer:
             answer = float(max_tokens)
-        return prompt_tokens(body_bytes) + answer
+        return body_bytes / BYTES_PER_TOKEN + answer
 
 
 class TokenBucket:

@@ -28,6 +28,10 @@ class Drain:
         self._count = self._tokens = 0.0
 
     def add(self, tokens: float, now: float) -> None:
+        if now == self._at and self._count >= _FORGOTTEN:  # often: loops' clocks stand in a turn
+            self._count += 1.0
+            self._tokens += tokens
+            return
         kept = self._kept(now)
         if now < self._at or self._count * kept < _FORGOTTEN:
             self._began, self._count, self._tokens, kept = now, 0.0, 0.0, 1.0
@@ -51,28 +55,29 @@ class Drain:
 
 
 class Pace:
-    """Of one region. Rates are tokens per second; 0: not known, and nobody waits."""
+    """Of one region. Rates are tokens per second; 0: not known, and nobody waits. `drained_at`:
+    when all that was sent has drained; nobody waits from then on."""
 
-    __slots__ = ("_drained_at",)
+    __slots__ = ("drained_at",)
 
     def __init__(self) -> None:
-        self._drained_at = 0.0
+        self.drained_at = 0.0
 
     def wait_s(self, now: float) -> float:
         """Until the next may go; 0: now."""
-        ahead = self._drained_at - now
+        ahead = self.drained_at - now
         if ahead > DEBT_MOST_S:
-            self._drained_at = now + DEBT_MOST_S  # the clock has gone back
+            self.drained_at = now + DEBT_MOST_S  # the clock has gone back
             ahead = DEBT_MOST_S
         return ahead - BURST_S if ahead > BURST_S else 0.0
 
     def spend(self, tokens: float, rate: float, now: float) -> None:
         if rate > 0:
-            begins = self._drained_at if self._drained_at > now else now
-            self._drained_at = min(begins + tokens / (HEADROOM * rate), now + DEBT_MOST_S)
+            begins = self.drained_at if self.drained_at > now else now
+            self.drained_at = min(begins + tokens / (HEADROOM * rate), now + DEBT_MOST_S)
 
     def settle(self, tokens: float, rate: float, now: float) -> None:
         """What was sent came to so many more than was thought, or less than 0: fewer."""
-        if rate > 0 and (tokens > 0 or self._drained_at > now):
-            begins = max(self._drained_at, now)
-            self._drained_at = min(begins + tokens / (HEADROOM * rate), now + DEBT_MOST_S)
+        if rate > 0 and (tokens > 0 or self.drained_at > now):
+            begins = max(self.drained_at, now)
+            self.drained_at = min(begins + tokens / (HEADROOM * rate), now + DEBT_MOST_S)

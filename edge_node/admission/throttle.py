@@ -15,7 +15,10 @@ _SLOTS = 10
 
 
 class Throttle:
-    """Of one region and tier. `now` in seconds; a clock that goes back counts in the same slot."""
+    """Of one region and tier. `now` in seconds; a clock that goes back counts in the same slot.
+
+    `troubled`: something was refused or held back lately.
+    """
 
     __slots__ = (
         "_held",
@@ -29,6 +32,7 @@ class Throttle:
         "_sent_in",
         "_slot",
         "_slot_s",
+        "troubled",
     )
 
     def __init__(self, k: float, window_s: float) -> None:
@@ -45,17 +49,13 @@ class Throttle:
     def forget(self) -> None:
         """The region takes everybody of this tier again: the past says nothing any more."""
         self._sent = self._refused = self._held = 0
+        self.troubled = False
         self._sent_in = [0] * _SLOTS
         self._refused_in = [0] * _SLOTS
         self._held_in = [0] * _SLOTS
         self._number: int | None = None  # of the slot that is counted in
         self._slot = 0
         self._next = float("-inf")  # when it is over
-
-    @property
-    def troubled(self) -> bool:
-        """Something was refused or held back lately."""
-        return self._refused > 0 or self._held > 0
 
     def sent(self, now: float) -> None:
         if now >= self._next:
@@ -68,6 +68,7 @@ class Throttle:
         if now >= self._next:
             self._turn(now)
         self._refused += 1
+        self.troubled = True
         self._refused_in[self._slot] += 1
 
     def held(self, now: float) -> None:
@@ -75,6 +76,7 @@ class Throttle:
         if now >= self._next:
             self._turn(now)
         self._held += 1
+        self.troubled = True
         self._held_in[self._slot] += 1
 
     def share(self, now: float) -> float:
@@ -103,6 +105,7 @@ class Throttle:
             self._refused -= self._refused_in[slot]
             self._held -= self._held_in[slot]
             self._sent_in[slot] = self._refused_in[slot] = self._held_in[slot] = 0
+        self.troubled = self._refused > 0 or self._held > 0
         self._number = number
         self._slot = number % _SLOTS
         self._next = (number + 1) * self._slot_s
