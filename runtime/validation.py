@@ -22,6 +22,9 @@ from runtime.errors import TradewindError
 T = TypeVar("T")
 
 _FOUND_CHARACTERS = 60
+# Whole numbers beyond 64 bits are mistakes, whatever they count: no float holds the largest ones,
+# and neither etcd's readers nor protobuf's have to take them.
+_LARGEST = 2**63 - 1
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -81,6 +84,8 @@ def describe(value: object) -> str:
         return "a mapping" if value else "an empty mapping"
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)}"
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return "a number far too large" if value > 0 else "a number far too small"
     text = repr(value)
     return text if len(text) <= _FOUND_CHARACTERS else text[: _FOUND_CHARACTERS - 1] + "…"
 
@@ -183,10 +188,9 @@ def _scalar_fits(raw: object, kind: types.Type) -> bool:
         case types.BoolType():
             good = isinstance(raw, bool)
         case types.IntType():
-            good = isinstance(raw, int) and not isinstance(raw, bool) and _in_range(raw, kind)
+            good = isinstance(raw, int) and _is_number(raw) and _in_range(raw, kind)
         case types.FloatType():
-            number = isinstance(raw, (int, float)) and not isinstance(raw, bool)
-            good = number and math.isfinite(raw) and _in_range(raw, kind)  # type: ignore[arg-type]
+            good = _is_number(raw) and _in_range(raw, kind)  # type: ignore[arg-type]
         case types.StrType():
             good = isinstance(raw, str) and _string_fits(raw, kind)
         case types.LiteralType():
@@ -198,6 +202,12 @@ def _scalar_fits(raw: object, kind: types.Type) -> bool:
         case _:
             pass
     return good
+
+
+def _is_number(raw: object) -> bool:
+    if isinstance(raw, float):
+        return math.isfinite(raw)
+    return isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) <= _LARGEST
 
 
 def _in_range(raw: float, kind: types.IntType | types.FloatType) -> bool:

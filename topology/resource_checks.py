@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator
 
 from runtime.validation import Problem, describe
+from topology.cursor import TIERS
 
 _HOST_NAME = re.compile(r"^([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_-]{1,63}\.?$", re.I)
 _EMAIL = re.compile(r"^[^@\s]+@[^@\s]+$")
@@ -54,11 +56,22 @@ def beyond_types(kind: str, spec: object, source: str) -> list[Problem]:
             good = steps == sorted(set(steps), key=_number) and steps[-1:] in ([], [100], [100.0])
             require(good, "spec.rollout.steps", steps, "rising percentages, 100 the last")
             for index, rung in enumerate(_list(spec.get("ladder"))):
-                fields = rung if isinstance(rung, dict) else {}
+                fields = _fields(rung)
                 enter, leave = (_number(fields.get(name)) for name in ("enter", "leave"))
                 good = 0 < leave <= enter or not enter > 0
                 path = f"spec.ladder[{index}].leave"
                 require(good, path, leave, f"above 0, at most {enter:g}: else it is never left")
+            for index, twice in _repeated(_list(spec.get("ladder"))):
+                path = f"spec.ladder[{index}].quality"
+                require(False, path, twice, "each step once for each tier")
+            for part, low, high in (
+                ("overload", "concurrency_min", "concurrency_max"),
+                ("outliers", "hold_s", "hold_max_s"),
+            ):
+                fields = _fields(spec.get(part))
+                if low in fields and high in fields:
+                    least, most = _number(fields[low]), _number(fields[high])
+                    require(most >= least, f"spec.{part}.{high}", most, f"{low} or more")
         case "Zone":
             contact = spec.get("contact")
             if isinstance(contact, str):
@@ -79,6 +92,22 @@ def beyond_types(kind: str, spec: object, source: str) -> list[Problem]:
                     path = f"spec.names[{index}].name"
                     require(bool(_HOST_NAME.match(name)), path, name, "a host name or '@'")
     return problems
+
+
+def _repeated(ladder: list[object]) -> Iterator[tuple[int, object]]:
+    """Where a step is there again for a tier that has it."""
+    seen: set[tuple[str, str]] = set()
+    for index, rung in enumerate(ladder):
+        fields = _fields(rung)
+        quality, tiers = str(fields.get("quality")), _list(fields.get("tiers", TIERS))
+        pairs = {(quality, str(tier)) for tier in tiers}
+        if not seen.isdisjoint(pairs):
+            yield index, quality
+        seen |= pairs
+
+
+def _fields(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
 
 
 def _list(value: object) -> list[object]:
@@ -103,4 +132,5 @@ def _port_fits(value: object) -> bool:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
+    small = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+    return float(value) if small else 0.0  # type: ignore[arg-type]  # the type check says so

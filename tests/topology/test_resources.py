@@ -151,6 +151,61 @@ def test_the_walk_and_msgspec_agree(raw: dict[str, object], field: str, value: o
         assert res.decode(res.encode(resource), "f") == resource
 
 
+@pytest.mark.parametrize(
+    ("kind", "spec", "path"),
+    [
+        ("Policy", {"overload": {"queue_target_ms": 10**400}}, "spec.overload.queue_target_ms"),
+        ("Policy", {"overload": {"concurrency_max": 10**400}}, "spec.overload.concurrency_max"),
+        ("Policy", {"cache": {"epoch": 10**5000}}, "spec.cache.epoch"),
+        ("Policy", {"cache": {"stale_s": -(10**400)}}, "spec.cache.stale_s"),
+        ("Policy", {"cache_max_bytes": 2**63}, "spec.cache_max_bytes"),
+        ("Policy", {"rollout": {"steps": [10**400]}}, "spec.rollout.steps[0]"),
+        (
+            "Policy",
+            {"ladder": [{"quality": "stale", "enter": 10**400, "leave": 1}]},
+            "spec.ladder[0].enter",
+        ),
+        (
+            "Policy",
+            {"ladder": [{"quality": "full"}, {"quality": "full"}]},
+            "spec.ladder[1].quality",
+        ),
+        (
+            "Policy",
+            {
+                "ladder": [
+                    {"quality": "stale", "tiers": ["batch"]},
+                    {"quality": "stale", "tiers": ["vip", "batch"]},
+                ]
+            },
+            "spec.ladder[1].quality",
+        ),
+        (
+            "Policy",
+            {"overload": {"concurrency_min": 50, "concurrency_max": 2}},
+            "spec.overload.concurrency_max",
+        ),
+        ("Policy", {"outliers": {"hold_s": 60, "hold_max_s": 30}}, "spec.outliers.hold_max_s"),
+        ("Tenant", {"weight": 10**400}, "spec.weight"),
+        ("Tenant", {"deadline_ms": 2**64}, "spec.deadline_ms"),
+    ],
+)
+def test_absurd_figures_are_mistakes(kind: str, spec: dict[str, object], path: str) -> None:
+    """A figure that no node could compute with is refused here: it would stop them all."""
+    with pytest.raises(InvalidDocument) as caught:
+        res.parse({"kind": kind, "name": "default", "spec": spec}, "f")
+    assert path in [problem.path for problem in caught.value.problems]
+    assert len(str(caught.value)) < 500
+
+
+def test_a_step_may_be_there_for_each_tier_apart() -> None:
+    rungs = [
+        {"quality": "stale", "enter": 0.5, "leave": 0.1, "tiers": ["batch"]},
+        {"quality": "stale", "enter": 0.9, "leave": 0.1, "tiers": ["standard"]},
+    ]
+    assert res.parse({"kind": "Policy", "name": "default", "spec": {"ladder": rungs}}, "f")
+
+
 def test_schema_covers_every_kind() -> None:
     definitions = res.json_schema()["$defs"]
     for cls in res.KINDS.values():
