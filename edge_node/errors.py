@@ -79,15 +79,16 @@ class WrongIdentity(TradewindError):
 # The regions.
 
 
+NO_ROOM = "More is asked than can be answered"  # how an edge's own refusals begin
+
+
 class Overloaded(TradewindError):
     """No region had room for it in time. `retry_s`: when a try may succeed."""
 
     retryable = True
 
     def __init__(self, why: str, retry_s: float) -> None:
-        super().__init__(
-            f"More is asked than can be answered: {why}. Please try again in {retry_s:.3g} s."
-        )
+        super().__init__(f"{NO_ROOM}: {why}. Please try again in {retry_s:.3g} s.")
         self.why = why
         self.retry_s = retry_s
 
@@ -118,14 +119,22 @@ AttemptError = PathDown | RegionFailure | OverlayProtocolError | RegionSilent | 
 class AttemptsExhausted(TradewindError):
     """Every region that was tried failed; `last` is what the last one did.
 
-    `streaming` says that part of the answer had reached the client already.
+    `streaming` says that part of the answer had reached the client already, `stands_in` that
+    another model was asked than the client named.
     """
 
-    def __init__(self, last: AttemptError, tried: tuple[str, ...], streaming: bool) -> None:
+    def __init__(
+        self,
+        last: AttemptError,
+        tried: tuple[str, ...],
+        streaming: bool,
+        stands_in: bool = False,
+    ) -> None:
         super().__init__(f"tried {', '.join(tried)}; {last.message}")
         self.last = last
         self.tried = tried
         self.streaming = streaming
+        self.stands_in = stands_in
 
 
 # The disk.

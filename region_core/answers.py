@@ -130,7 +130,11 @@ class Answers:
         go_on: Callable[[Job, Sink], Ticket],
         ticket: _Asking,
     ) -> None:
-        found = await redis.get(name)
+        try:
+            found = await redis.get(name)
+        except Exception:  # whatever a client library may come to: the request goes on without
+            log.exception("Redis could not be asked", request_id=job.request_id)
+            found = None
         if ticket.cancelled:
             return
         given = sink.sink if isinstance(sink, _Recorded) else sink

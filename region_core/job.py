@@ -162,9 +162,9 @@ def draining() -> Failed:
     return Failed("draining", "This core is shutting down.", 503, True)
 
 
-def too_late() -> Failed:
+def too_late(cause: str | None = None) -> Failed:
     message = "The request's deadline came before its answer was whole."
-    return Failed("deadline", message, 504, False)
+    return Failed("deadline", message, 504, False, cause=cause)
 
 
 def engine_fault(message: str) -> Failed:

@@ -122,7 +122,8 @@ class Runner:
 
     def places_per_s(self) -> float:
         """How many slots are left in a second while all are in use; 0 while that is unknown."""
-        return self._batcher.places_per_s()
+        with self._changed:  # the engine's thread learns how long answers are meanwhile
+            return self._batcher.places_per_s()
 
     def has_room(self, urgency: int, tenant: str) -> bool:
         """Whether `submit` would take a request; a look without the lock, so only a hint."""

@@ -278,7 +278,7 @@ class CoreService:
         try:
             prepared = done.result()
             if prepared is None:
-                self._turn_away(ticket, too_late())
+                self._turn_away(ticket, too_late("late"))
                 return
             self._enqueue(ticket, prepared)
         except Refused as error:

@@ -115,7 +115,7 @@ class Shedding:
 
     def _above(self, level: Level, job: Job) -> Failed:
         if job.deadline_s <= self._clock.now():
-            return too_late()
+            return too_late("late")
         level.came(job.cursor)
         shed, tier = self._counters.shed, tier_of(job.urgency)
         shed[tier] = shed.get(tier, 0) + 1
@@ -124,7 +124,7 @@ class Shedding:
 
     def _foreseen(self, refusal: Refusal) -> Failed:
         if refusal.left_s <= 0:
-            return too_late()
+            return too_late("late")
         return foreseen(refusal, self._retry_after_ms(refusal.drain_s), refusal.drain_s * 1000)
 
     def _retry_after_ms(self, drain_s: float) -> int:

@@ -120,8 +120,9 @@ def places(world: World) -> dict[str, tuple[str, int]]:
 
 
 def arrivals(reading: Reading) -> float:
-    """Requests that reached a core: taken on or not."""
-    return reading.sum("tradewind_core_accepted_total") + refusals(reading)
+    """Requests that reached a core: taken on or not, or answered from what it had kept."""
+    kept = reading.sum("tradewind_core_answers_hits_total")
+    return reading.sum("tradewind_core_accepted_total") + kept + refusals(reading)
 
 
 def refusals(reading: Reading) -> float:

@@ -79,7 +79,9 @@ def milliseconds(seconds: float) -> float:
 
 def from_region(row: Row) -> bool:
     """Whether a region answered it whole and in time."""
-    return row.ok and row.served_by in ("", "region") and row.quality not in _NOT_FROM_A_REGION
+    if not row.ok or row.cached or row.quality in _NOT_FROM_A_REGION:
+        return False
+    return row.served_by in ("", "region")
 
 
 def tier_figures(rows: Sequence[Row], tier: Tier, phases: Sequence[Phase]) -> TierFigures:
@@ -142,6 +144,16 @@ def goodput_rps(rows: Iterable[Row], from_s: float, to_s: float) -> float:
     return count / (to_s - from_s)
 
 
+def distinct_rps(rows: Iterable[Row], from_s: float, to_s: float) -> float:
+    """The same, with an answer that several clients share counted once."""
+    found = {
+        row.answer_id or row.number
+        for row in rows
+        if from_region(row) and from_s <= row.done_s < to_s
+    }
+    return len(found) / (to_s - from_s)
+
+
 def answers_rps(rows: Iterable[Row], from_s: float, to_s: float) -> float:
     """All answers a second, from caches too."""
     return sum(row.ok and from_s <= row.done_s < to_s for row in rows) / (to_s - from_s)
@@ -159,11 +171,18 @@ def tries_rps(rows: Iterable[Row], from_s: float, to_s: float) -> float:
 
 def sent_upstream(rows: Iterable[Row]) -> int:
     """Distinct requests of clients that a region is known to have seen, or that may have been on
-    their way to one when their client gave up; not what a cache answered."""
-    return sum(
-        (row.upstream and row.served_by != "cache") or row.timeouts > 0
-        for row in rows
-    )  # fmt: skip
+    their way to one when their client gave up; not what an edge had in its cache. Those who share
+    an answer were sent as one."""
+    sent, shared = 0, set()
+    for row in rows:
+        if row.timeouts > 0:
+            sent += 1
+        elif row.upstream and row.served_by != "cache":
+            if row.ok and row.answer_id:
+                shared.add(row.answer_id)
+            else:
+                sent += 1
+    return sent + len(shared)
 
 
 def seconds(

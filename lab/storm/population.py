@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import resource
 import signal
 import sys
@@ -22,6 +23,7 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
+from edge_node.errors import NO_ROOM
 from lab.storm.event import Ask, Phase, Population, Share, next_try_s, plan, question_text
 from lab.storm.http_client import Broken, NoConnection, Pool, Reply
 from lab.storm.rows import Records, Row, write
@@ -30,8 +32,8 @@ from topology.cursor import TIERS
 PATH = "/v1/chat/completions"
 _LIVE_S = 0.5
 _FILES_SPARE = 200
-# How an edge begins when it says itself that nobody has room; else it passes on what a region said.
-_EDGE_SAYS = "More is asked than can be answered"
+_ANSWER_ID = re.compile(rb'"id":\s*"([^"]+)"')
+_ID_WITHIN = 512  # bytes
 _MAX_RETRY_AFTER_S = 600.0
 
 
@@ -324,7 +326,15 @@ class _Client:
             self._timeouts,
             self._refusals,
             self._upstream,
+            _answer_id(reply) if reply is not None and self._ok else "",
+            reply.header(b"x-tradewind-cache") if reply is not None else "",
         )
+
+
+def _answer_id(reply: Reply) -> str:
+    """The answer's name: those who share one are told the same."""
+    found = _ANSWER_ID.search(reply.body, 0, _ID_WITHIN)
+    return found[1].decode("latin-1") if found else ""
 
 
 def _fault(reply: Reply, streamed: bool, same: Callable[[str], bool]) -> str:
@@ -349,7 +359,7 @@ def _told(reply: Reply) -> tuple[str, bool]:
         return str(reply.status), False
     code = str(error.get("code") or reply.status)
     message = str(error.get("message") or "")
-    return code, code == "overloaded" and not message.startswith(_EDGE_SAYS)
+    return code, code == "overloaded" and not message.startswith(NO_ROOM)
 
 
 def _retry_after_s(headers: Mapping[bytes, bytes]) -> float | None:

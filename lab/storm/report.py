@@ -36,6 +36,7 @@ class Run(Struct, frozen=True, kw_only=True):
     tries_peak_rps: float  # repeats included
     goodput_peak_rps: float
     goodput_ratio_at_peak: float
+    distinct_ratio_at_peak: float  # an answer that several clients share counted once
     answers_ratio_at_peak: float  # with what caches gave
     vip_success: float
     vip_p99_ms: float

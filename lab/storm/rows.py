@@ -33,6 +33,8 @@ class Row(Struct, frozen=True, array_like=True):
     timeouts: int  # tries that got no answer in time
     refusals: int  # tries that were told 429 or 503
     upstream: bool  # a region is known to have seen it: it answered or refused it
+    answer_id: str = ""  # the same for all who share one answer
+    cached: str = ""  # the tier of the cache that it says to come from
 
     @property
     def whole_s(self) -> float:

@@ -217,6 +217,9 @@ def summary(plan: Plan, records: rows.Records, series: Series, spent: cpu.Spent 
         tries_peak_rps=round(figures.tries_rps(found, peak.begins_s, peak.ends_s), 1),
         goodput_peak_rps=round(goodput, 2),
         goodput_ratio_at_peak=round(goodput / capacity, 4),
+        distinct_ratio_at_peak=round(
+            figures.distinct_rps(found, from_s, peak.ends_s) / capacity, 4
+        ),
         answers_ratio_at_peak=round(figures.answers_rps(found, from_s, peak.ends_s) / capacity, 4),
         vip_success=vip.success,
         vip_p99_ms=vip.p99_ms,

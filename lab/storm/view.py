@@ -198,6 +198,7 @@ _ROWS = (
     ("asked at the peak", lambda r: f"{r.offered_peak_rps:.0f}/s"),
     ("sent at the peak, with repeats", lambda r: f"{r.tries_peak_rps:.0f}/s"),
     ("goodput at the peak, of capacity", lambda r: f"{r.goodput_ratio_at_peak:.1%}"),
+    ("  shared answers counted once", lambda r: f"{r.distinct_ratio_at_peak:.1%}"),
     ("  with answers from caches", lambda r: f"{r.answers_ratio_at_peak:.1%}"),
     ("VIP answered", lambda r: f"{r.vip_success:.2%}"),
     ("VIP p99", lambda r: f"{r.vip_p99_ms:.0f} ms"),

@@ -36,6 +36,8 @@ def row(
     timeouts: int = 0,
     upstream: bool = True,
     phase: str = "",
+    answer_id: str = "",
+    cached: str = "",
 ) -> Row:
     phase = phase or next(p.name for p in PHASES if p.begins_s <= due_s < p.ends_s)
     return Row(
@@ -59,6 +61,8 @@ def row(
         timeouts=timeouts,
         refusals=0 if ok else 1,
         upstream=upstream,
+        answer_id=answer_id,
+        cached=cached,
     )
 
 
@@ -75,6 +79,14 @@ def test_goodput_is_what_regions_answered_in_time() -> None:
     assert figures.goodput_rps(some, 12.0, 18.0) == pytest.approx(10.0, rel=0.05)
     assert figures.answers_rps(some, 12.0, 18.0) == pytest.approx(17.0, rel=0.05)
     assert figures.offered_rps(some, 10.0, 20.0) == pytest.approx(20.0)
+
+
+def test_what_clients_share_was_made_once() -> None:
+    some = evenly(10.0, 20.0, 100) + evenly(10.0, 20.0, 100, answer_id="the hot one")
+    some += evenly(10.0, 20.0, 50, cached="regional")
+    assert figures.goodput_rps(some, 10.0, 25.0) == pytest.approx(200 / 15)
+    assert figures.distinct_rps(some, 10.0, 25.0) == pytest.approx(101 / 15)
+    assert figures.sent_upstream(some) == 100 + 1 + 50
 
 
 def test_repeats_are_sent_but_not_asked() -> None:
@@ -157,19 +169,20 @@ tradewind_core_refused_total{cause="forecast"} 5
 tradewind_core_refused_total{cause="given_up"} 7
 tradewind_core_finished_total{reason="stop"} 20
 tradewind_core_finished_total{reason="length"} 2
+tradewind_core_answers_hits_total %d
 tradewind_edge_first_token_seconds_bucket{le="0.1"} 3
 """
 
 
 def series() -> Series:
     found = Series({"core-a": ("127.0.0.1", 1), "edge-b": ("127.0.0.1", 2)})
-    found.readings["core-a"] = [parse(METRICS % (n, n), float(n)) for n in (0, 10, 30)]
+    found.readings["core-a"] = [parse(METRICS % (n, n, 0), float(n)) for n in (0, 10, 30)]
     return found
 
 
 def test_counters_are_read_between_readings() -> None:
-    reading = parse(METRICS % (30, 3), 1.0)
-    assert arrivals(reading) == 30 + 3 + 5  # what was given up had been taken on
+    reading = parse(METRICS % (30, 3, 4), 1.0)
+    assert arrivals(reading) == 30 + 3 + 5 + 4  # what was given up had been taken on
     assert finished(reading) == 22
     assert reading.by("tradewind_core_refused_total", "cause")["full"] == 3
     assert series().grown("core", arrivals, 5.0, 20.0) == pytest.approx(30.0)

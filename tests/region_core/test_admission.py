@@ -48,6 +48,7 @@ async def test_what_cannot_be_in_time_is_refused_before_it_costs_anything(
         assert world.service.counters.overloads == {"forecast": 1}
         past, _ = world.ask(deadline_s=world.clock.now() - 1.0)
         assert past.failure is not None and past.failure.code == "deadline"
+        assert world.service.counters.overloads["late"] == 1  # it reached the core, and was refused
 
 
 def _never(*_: object) -> tuple[int, ...]:

@@ -102,6 +102,25 @@ async def test_another_beginning_is_not_continued_from_what_is_there() -> None:
         assert (await region.answer()).text == whole.text, "and what was made of it is not kept"
 
 
+class Broken:
+    """A client library with a mistake in it."""
+
+    def may(self) -> bool:
+        return True
+
+    async def get(self, name: bytes) -> None:
+        raise ValueError("not what was foreseen")
+
+    def put(self, name: bytes, whole: object) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+async def test_whatever_redis_comes_to_the_request_goes_on() -> None:
+    async with Region(redis=Broken()) as region:
+        assert (await region.answer()).finish is not None
+
+
 async def test_what_is_not_to_be_reused_is_neither_looked_for_nor_kept() -> None:
     async with Region() as region:
         await region.answer(reuse=False)
