@@ -64,12 +64,12 @@ class SharedCache(Generic[V]):
         self.expired = 0
         self.refused = 0  # values too large to keep
         self._share = share
-        self._entries: OrderedDict[Hashable, Entry[V]] = OrderedDict()
+        self.entries: OrderedDict[Hashable, Entry[V]] = OrderedDict()  # for reading
         self._parts: dict[Hashable, _Part[V]] = {}
         self._over: dict[Hashable, _Part[V]] = {}  # those above the share: 1 / share at most
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     @property
     def owners(self) -> int:
@@ -83,7 +83,7 @@ class SharedCache(Generic[V]):
     def get(self, key: Hashable, now: float, late_s: float = 0.0) -> Entry[V] | None:
         """The entry for `key`, which becomes the most recently used; one that has ended too, but
         for less than `late_s`."""
-        entry = self._entries.get(key)
+        entry = self.entries.get(key)
         if entry is None:
             return None
         if entry.expires <= now:
@@ -93,7 +93,7 @@ class SharedCache(Generic[V]):
                 return None
             if entry.expires + late_s <= now:
                 return None
-        self._entries.move_to_end(key)
+        self.entries.move_to_end(key)
         entry.part.entries.move_to_end(key)
         return entry
 
@@ -108,7 +108,7 @@ class SharedCache(Generic[V]):
     ) -> Entry[V] | None:
         """Keep `value`, whose payload is `size_bytes`; None when it may not be kept. One that has
         ended already (`ttl_s` below 0) is kept while its time after the end lasts."""
-        old = self._entries.get(key)
+        old = self.entries.get(key)
         if old is not None:
             self._drop(old)
         size = size_bytes + ENTRY_OVERHEAD_BYTES
@@ -119,7 +119,7 @@ class SharedCache(Generic[V]):
         if part is None:
             part = self._parts[owner] = _Part(owner)
         entry = Entry(key, value, size, now + ttl_s, part)
-        self._entries[key] = entry
+        self.entries[key] = entry
         part.entries[key] = entry
         self._charge(part, size)
         self._shrink(part)
@@ -146,13 +146,13 @@ class SharedCache(Generic[V]):
             self._over.pop(part.owner, None)
 
     def _shrink(self, newcomer: _Part[V] | None) -> None:
-        while self.used_bytes > self.max_bytes and self._entries:
+        while self.used_bytes > self.max_bytes and self.entries:
             self._drop(self._oldest(newcomer))
             self.evicted += 1
 
     def _oldest(self, newcomer: _Part[V] | None) -> Entry[V]:
         """Whose turn it is to go."""
-        entries = self._entries
+        entries = self.entries
         if newcomer is not None and newcomer.owner in self._over:
             entries = newcomer.entries
         elif self._over:
@@ -161,7 +161,7 @@ class SharedCache(Generic[V]):
 
     def _drop(self, entry: Entry[V]) -> None:
         part = entry.part
-        del self._entries[entry.key]
+        del self.entries[entry.key]
         del part.entries[entry.key]
         entry.live = False
         self._charge(part, -entry.charged_bytes)

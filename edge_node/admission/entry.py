@@ -112,12 +112,13 @@ class Entry:
         ladder, candidates = self.ladders[tier], decision.candidates
         if self._waiters or ladder.place or not candidates:
             return None
-        now = self._forwarder.now()
-        if self._gate.judge(candidates[0].region, tier, ask.cursor, ask.cost, now):
+        forwarder = self._forwarder
+        if self._gate.judge(candidates[0].region, tier, ask.cursor, ask.cost, forwarder.now()):
             return None
-        ladder.counts.met += 1
-        ladder.counts.by_quality["full"] += 1
-        attempts = self._forwarder.begin(ask, decision, flight)
+        counts = ladder.counts
+        counts.met += 1
+        counts.by_quality["full"] += 1
+        attempts = forwarder.begin(ask, decision, flight)
         attempts.send()
         return attempts
 

@@ -58,7 +58,7 @@ class ExactCache(SharedCache[V], Generic[V, R]):
                 self._drop(entry)
                 self.expired += 1
             return None
-        self._entries.move_to_end(entry.key)
+        self.entries.move_to_end(entry.key)
         entry.part.entries.move_to_end(entry.key)
         return alias.reply
 
@@ -77,7 +77,7 @@ class ExactCache(SharedCache[V], Generic[V, R]):
         self._aliases[spelling] = _Alias(entry, self._generation, reply)
         entry.aliases[spelling] = size
         entry.charged_bytes += size
-        self._entries.move_to_end(entry.key)
+        self.entries.move_to_end(entry.key)
         entry.part.entries.move_to_end(entry.key)
         self._charge(entry.part, size)
         self._shrink(entry.part)

@@ -11,8 +11,10 @@ from edge_node.forward.forwarder import Forwarder
 from edge_node.front.call import Call
 from edge_node.serving import Serving
 from runtime.clock import Clock
-from topology.cursor import URGENCY, cursor
+from topology.cursor import URGENCY, Tier, cursor
 from topology.wire.chat import ChatRequest
+
+USERS_MOST = 4096  # whose places are remembered: to work one out takes 1 µs
 
 
 class Asking:
@@ -22,13 +24,14 @@ class Asking:
         self._serving = serving
         self._forwarder = forwarder
         self._clock = clock
+        self._cursors: dict[tuple[Tier, str, str], int] = {}
+        self._window = (0.0, 0.0)  # that they are of: its number, and its length
 
     def of(self, call: Call, tenant: str, request: ChatRequest, body: bytes, look: bool) -> Ask:
         """`look`: an answer will do that is there already."""
         serving, forwarder = self._serving, self._forwarder
         spec = serving.snapshot.tenants[tenant]
         tier, user = spec.tier, request.user or call.address
-        window_s = serving.snapshot.policy.overload.user_window_s
         return Ask(
             call.overlay_id,
             tenant,
@@ -41,7 +44,22 @@ class Asking:
             serving.snapshot.models[request.model].context_tokens,
             tier == "vip" and forwarder.hedges,
             spec.weight,
-            cursor(tier, tenant, user, self._clock.wall(), window_s),
+            self._cursor(tier, tenant, user, serving.snapshot.policy.overload.user_window_s),
             forwarder.gate.estimate(request.model, len(body), request.max_tokens),
             look,
         )
+
+    def _cursor(self, tier: Tier, tenant: str, user: str, window_s: float) -> int:
+        """As `topology.cursor.cursor`, now."""
+        now_s = self._clock.wall()
+        window = (now_s // window_s, window_s)
+        if window != self._window:
+            self._window = window
+            self._cursors.clear()
+        found = self._cursors.get((tier, tenant, user))
+        if found is None:
+            if len(self._cursors) >= USERS_MOST:
+                self._cursors.clear()
+            found = cursor(tier, tenant, user, now_s, window_s)
+            self._cursors[tier, tenant, user] = found
+        return found

@@ -126,7 +126,8 @@ class Chat:
             if ready is not None:
                 call.reply(200, *ready)
                 return
-            self._reuse.check(spelling, now)
+            if serving.failures.entries:
+                self._reuse.check(spelling, now)
         request = parse_request(body)
         decision = serving.choice.decide(tenant, request.model)
         if decision.refusal not in ("", "no_region"):
@@ -145,11 +146,12 @@ class Chat:
         work = None
         if look and self.sharing.on:
             repeat = repeat_of(call.given_id, spelling)
-            work = self.sharing.find(key, repeat)
-            if work is not None:
-                await self._follow(call, flight, request, work)
-                return
-            work = self.sharing.open(key, repeat, call, request, flight)
+            if key is not None or repeat is not None:
+                work = self.sharing.find(key, repeat)
+                if work is not None:
+                    await self._follow(call, flight, request, work)
+                    return
+                work = self.sharing.open(key, repeat, call, request, flight)
         ask = self._asking.of(call, tenant, request, body, look)
         try:
             await self._forward(call, flight, ask, request, decision, key, work)

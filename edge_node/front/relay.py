@@ -17,6 +17,8 @@ from runtime.clock import Clock
 from topology.overlay.frames import End, Tokens
 from topology.wire.chat import ChatRequest, ChunkEncoder
 
+KINDS_MOST = 1024  # of replies, whose headers are kept
+
 
 class Relay:
     """Of one edge worker, which is named in the replies."""
@@ -26,6 +28,7 @@ class Relay:
         self._forwarder = forwarder
         self._figures = figures
         self._clock = clock
+        self._headers: dict[tuple[str, str, str, bool], Headers] = {}
 
     async def answer(
         self,
@@ -53,7 +56,7 @@ class Relay:
         if not request.stream and not call.handed_over:
             headers = self._region_headers(JSON, attempts)
             if end.cached:
-                headers.append(("x-tradewind-cache", "regional"))
+                headers = [*headers, ("x-tradewind-cache", "regional")]
             call.reply(200, headers, encode(answer, request))
             if work is not None:
                 work.call = None
@@ -95,16 +98,23 @@ class Relay:
         return frame
 
     def _region_headers(self, kind: Headers, attempts: Attempts) -> Headers:
-        candidate = attempts.candidate
+        """Not to be changed: they are kept, for replies like this one."""
+        candidate, quality = attempts.candidate, attempts.served
         assert candidate is not None  # it has answered
-        return [
-            *kind,
-            ("x-tradewind-served-by", "region"),
-            ("x-tradewind-edge", self._edge),
-            ("x-tradewind-region", candidate.region),
-            ("x-tradewind-path", candidate.path),
-            (QUALITY, attempts.served),
-        ]
+        like = (candidate.region, candidate.path, quality, kind is EVENTS)
+        headers = self._headers.get(like)
+        if headers is None:
+            if len(self._headers) >= KINDS_MOST:
+                self._headers.clear()
+            headers = self._headers[like] = [
+                *kind,
+                ("x-tradewind-served-by", "region"),
+                ("x-tradewind-edge", self._edge),
+                ("x-tradewind-region", candidate.region),
+                ("x-tradewind-path", candidate.path),
+                (QUALITY, quality),
+            ]
+        return headers
 
 
 def _hold(_: str) -> None:
