@@ -171,7 +171,7 @@ class Attempts(Attempt):
         raise self._exhausted(error) from error
 
     def _exhausted(self, error: AttemptError) -> AttemptsExhausted:
-        return AttemptsExhausted(error, tuple(self.tried), self._shown)
+        return AttemptsExhausted(error, tuple(self.tried), self._shown, self.stands_in)
 
     def _go_on(self, error: AttemptError) -> None:
         self._decision = self._detours().decision

@@ -108,13 +108,15 @@ class Detour:
         return self.ways.next(self._admitting(self._decide()), besides)
 
     def _admitting(self, decision: Decision) -> tuple[Candidate, ...]:
-        """The regions that take such a request now."""
-        ask, owner = self._ask, self._owner
+        """The regions that take such a request now. Only those that it may go to are asked about:
+        the gate counts who is asked about."""
+        ask, owner, may_go = self._ask, self._owner, self.ways.may_go
         tier, now = tier_of(ask.priority), owner.now()
         return tuple(
             candidate
             for candidate in decision.candidates
-            if not owner.gate.judge(candidate.region, tier, ask.cursor, ask.cost, now)
+            if may_go(candidate)
+            and not owner.gate.judge(candidate.region, tier, ask.cursor, ask.cost, now)
         )
 
     def elsewhere(self, region: str) -> Candidate | None:

@@ -71,6 +71,10 @@ class Ways:
         self._gone = [way for way in self._gone if way != (candidate.region, "")]
         return True
 
+    def may_go(self, candidate: Candidate) -> bool:
+        """Whether any way to that region is left."""
+        return bool(self._open_ways(candidate))
+
     def reopen(self, candidate: Candidate) -> None:
         """That way gave part of the answer, or was left in peace: it may be gone again."""
         self._left += 1

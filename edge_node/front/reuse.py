@@ -84,9 +84,10 @@ class Reuse:
     def note_failure(
         self, spelling: tuple[str, bytes], error: AttemptsExhausted, now: float
     ) -> None:
-        """Remember it, if it is the request's own fault and would be so in every region."""
+        """Remember it, if it is the request's own fault and would be so in every region. Not what
+        another model said of it: the one that it names may know better."""
         last, serving = error.last, self._serving
-        if error.streaming or not isinstance(last, RegionFailure):
+        if error.streaming or error.stands_in or not isinstance(last, RegionFailure):
             return
         failure = last.failure
         if failure.code != "invalid" or failure.status != _BAD_REQUEST:
@@ -154,10 +155,13 @@ class Reuse:
         return None if entry is None else self._late(entry, tier, request, now)
 
     def keep(self, key: AnswerKey, model: str, answer: Answer, now: float) -> None:
-        """Keep a whole answer that a region has just given."""
+        """Keep a whole answer that a region has just given. Not where the model was changed since
+        it was asked for: which of the two has answered is not known."""
         serving = self._serving
         spec = serving.snapshot.models.get(model)
         if spec is None or not serving.reuses or spec.cache_ttl_s <= 0:
+            return
+        if key[2] != serving.epoch(model):
             return
         ttl_s = spec.cache_ttl_s - answer.age_s
         serving.cache.put(key, answer, answer.size_bytes, ttl_s, now, owner=key[0])

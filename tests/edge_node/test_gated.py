@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_node.admission.gate import Gate
+from edge_node.admission.gate import Gate, Hindrance
 from edge_node.admission.gated import GatedUpstream
 from edge_node.admission.intake import Intake, Outcome
 from edge_node.errors import AttemptsExhausted
@@ -107,6 +108,24 @@ OVERLOADED = refusing("frankfurt", "overloaded", 503, retryable=True)
 async def test_each_end_has_its_name(frankfurt: Region, found: dict[str, list[Outcome]]) -> None:
     regions = upstream(frankfurt=frankfurt)
     assert await outcomes(Trip(regions), regions) == found
+
+
+async def test_the_gate_is_not_asked_again_about_a_region_that_has_refused() -> None:
+    asked: list[str] = []
+
+    class Asked(Books):
+        def judge(self, region: str, *of: Any, **how: Any) -> Hindrance:
+            asked.append(region)
+            return super().judge(region, *of, **how)
+
+    regions = upstream(frankfurt=OVERLOADED)
+    trip = Trip(regions)
+    books = Asked()
+    trip.forwarder.gate = books
+    trip.forwarder.upstream = GatedUpstream(regions, books, trip.forwarder.now)
+    await trip.run()
+    assert books.books["frankfurt"].over == ["refused"]
+    assert asked and "frankfurt" not in asked  # else each would count there as two
 
 
 async def test_an_answer_that_goes_on_elsewhere_is_two() -> None:

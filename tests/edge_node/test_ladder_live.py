@@ -249,6 +249,33 @@ async def test_another_model_stands_in() -> None:
     assert again.json()["model"] == MODEL  # what stood in was not kept
 
 
+async def test_what_a_stand_in_finds_fault_with_is_not_remembered() -> None:
+    held = Held()
+    faulty = refusing("dubai", "invalid", 400, retryable=False)
+    regions = MemoryUpstream({"frankfurt": held.region("frankfurt"), "dubai": faulty}, RTT_MS)
+    config = narrow(
+        worlds.document(
+            "Model", MODEL, regions=["frankfurt"], context_tokens=2048, substitute="small-int8"
+        ),
+        worlds.document("Model", "small-int8", regions=["dubai"], context_tokens=8),
+        tenant("acme", ACME, models=[MODEL]),
+        regions=["frankfurt", "dubai"],
+        ladder=[{"quality": q} for q in RUNGS if q != "queued"],
+    )
+    async with running(regions, config) as edge:
+        first = asyncio.create_task(post(edge, ask()))
+        await edge.until(lambda: held.held == 1)
+        at_fault = await post(edge, ask())
+        held.let_go()
+        await first
+        again = asyncio.create_task(post(edge, ask()))
+        await edge.until(lambda: held.held == 1)
+        held.let_go()
+        answered = await again
+    assert at_fault.status_code == 400
+    assert (answered.status_code, answered.json()["model"]) == (200, MODEL)
+
+
 async def test_an_edge_model_answers_or_declines() -> None:
     held = Held()
     async with running(held.upstream, narrow(waiting_max=0)) as edge:

@@ -411,6 +411,20 @@ def test_how_late_an_answer_may_be(
         assert (dict(last[0])["x-tradewind-cache"] == "stale") == (not fresh)
 
 
+def test_what_was_asked_of_another_definition_is_not_kept() -> None:
+    reuse, serving = reuse_of(config(300.0))
+    request = asked("x")
+    key = reuse.key("acme", request)
+    assert key is not None
+    answer = Answer("id", 1, MODEL, "text", "stop", Usage.of(1, 1))
+    serving.use(config(300.0, epoch=1))  # while it waited for room
+    reuse.keep(key, MODEL, answer, 1.0)
+    serving.use(config(300.0))  # and back again
+    assert reuse.find(key, ("acme", b"s"), request, b"{}", 2.0) is None
+    reuse.keep(key, MODEL, answer, 3.0)
+    assert reuse.find(key, ("acme", b"s"), request, b"{}", 4.0) is not None
+
+
 TENANTS = st.sampled_from(["acme", "eurobank"])
 REQUESTS = st.builds(
     asked,
