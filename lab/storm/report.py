@@ -95,6 +95,7 @@ class Report(Struct, frozen=True, kw_only=True):
     phases: tuple[Phase, ...]
     runs: dict[str, Run]
     sweep: Sweep | None = None
+    left_out: dict[str, str] = {}  # peers that could not be had or did not come up, and why
     cpus: int
     duration_s: float
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import openai
 from msgspec import Struct
 
-from lab.bring_up import Lab
+from lab.bring_up import Lab, http_get
+from lab.control import Order
 from lab.errors import LabError
 from lab.storm import stage
 from lab.storm.event import Event, Phase, Population
@@ -18,10 +21,12 @@ from lab.storm.report import Report, Run, Step, Sweep
 from lab.storm.run import Plan, Watcher, storm
 from lab.storm.saturation import capacity_rps
 from lab.storm.sweep import TIMES, steps, sweep_phases
-from lab.world import REGIONS
+from lab.world import CORE_HTTP_PORT, REGIONS, RegionSite
 
 PROTECTED, UNPROTECTED, VIA = "protected", "unprotected", "via"
 _CLIENTS_PER_SLOT = 1.5
+_REVIVES_S = 120.0
+_NEARLY = 0.97  # of what the cores should do
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -56,7 +61,9 @@ class Storm:
         self._began_s = self._loop.time()
         self._capacity = 0.0
         self._event = wanted.event  # its scale follows from the capacity where a model runs
+        self._killed = ""  # in the world that is up
         self.runs: dict[str, Run] = {}
+        self.left_out: dict[str, str] = {}
         self.sweep: Sweep | None = None
 
     async def run(self) -> None:
@@ -80,6 +87,7 @@ class Storm:
             phases=self._event.phases,
             runs=self.runs,
             sweep=self.sweep,
+            left_out=self.left_out,
             cpus=len(os.sched_getaffinity(0)),
             duration_s=round(self._loop.time() - self._began_s, 1),
         )
@@ -93,6 +101,7 @@ class Storm:
         name = "protected" if protect else "unprotected"
         self._watcher.says(f"bringing up the {name} world")
         lab = Lab(wanted.directory, wanted.engine, lambda _: None, world)
+        self._killed = ""
         try:
             await lab.start()
             await self._smoke(lab)
@@ -151,7 +160,35 @@ class Storm:
         self, lab: Lab, name: str, urls: Mapping[str, str], settings: str = ""
     ) -> None:
         plan = self._plan(name, self._event.phases, urls, settings, self._wanted.kill)
-        self.runs[name], _ = await storm(lab, plan, self._watcher)
+        await self._revive(lab)
+        self._killed = plan.kill
+        run, _ = await storm(lab, plan, self._watcher)
+        if slow := self._slower():
+            run = msgspec.structs.replace(run, warnings=(*run.warnings, slow))
+        self.runs[name] = run
+
+    async def _revive(self, lab: Lab) -> None:
+        """What the run before killed is there for the next, too."""
+        name, self._killed = self._killed, ""
+        if not name:
+            return
+        self._watcher.says(f"starting {name} again")
+        await lab.obey(Order("start", name))
+        for region in lab.world.regions:
+            await lab.supervisor.until(
+                f"core {region.name}", partial(_is_ready, region), _REVIVES_S, f"core-{region.name}"
+            )
+
+    def _slower(self) -> str:
+        """What makes ratios doubtful: a capacity that was measured while the machine was busy."""
+        wanted = self._wanted
+        nominal = stage.nominal_rps(wanted.simulated, wanted.slots)
+        if wanted.engine != "sim" or self._capacity >= _NEARLY * nominal:
+            return ""
+        return (
+            f"the capacity was measured as {self._capacity / nominal:.0%} of what the cores should "
+            "do: the machine was busy then, and shares of it look better than they are"
+        )
 
     def _plan(
         self,
@@ -175,6 +212,7 @@ class Storm:
         )
 
     async def _sweep(self, lab: Lab) -> None:
+        await self._revive(lab)
         phases = sweep_phases(self._event, TIMES)
         _, records = await storm(lab, self._plan("sweep", phases, _edges(lab)), self._watcher)
         found: tuple[Step, ...] = steps(records.rows, phases, self._capacity, self._event)
@@ -185,6 +223,7 @@ class Storm:
         from lab.storm import peers  # they need programs of their own
 
         wanted = self._wanted
+        await self._revive(lab)  # it is there when a proxy first looks
         folder = lab.directory / "peers" / name
         folder.mkdir(parents=True, exist_ok=True)
         vips = [t.name for t in lab.world.tenants if t.tier == "vip"]
@@ -199,14 +238,22 @@ class Storm:
         )
         try:
             running = await peers.start(peers.PEERS[name], cores, lab.supervisor, folder)
-        except peers.PeerUnavailable as error:
+        except LabError as error:  # the others' figures are worth something without it
+            self.left_out[name] = str(error)
             self._watcher.says(f"{name} is left out: {error}")
+            if name in lab.supervisor.children:
+                await lab.supervisor.kill(name)
             return
         try:
             urls = _all_cities(wanted.event, running.url)
             await self._storm(lab, name, urls, running.settings)
         finally:
             await lab.supervisor.kill(running.name)
+
+
+async def _is_ready(region: RegionSite) -> bool:
+    status, _ = await http_get(region.address, CORE_HTTP_PORT, "/readyz")
+    return status == 200
 
 
 def _edges(lab: Lab) -> dict[str, str]:

