@@ -186,6 +186,18 @@ def test_what_is_not_installed_is_told_apart(tmp_path: Path) -> None:
     assert programs.installed("nothing", ("a==2",), tmp_path) is None
 
 
+def test_an_installation_that_hangs_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = tmp_path / "python"
+    hangs.write_text("#!/bin/sh\nexec sleep 60\n")
+    hangs.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(hangs))
+    monkeypatch.setattr(programs, "INSTALL_LIMIT_S", 0.2)
+    with pytest.raises(programs.PeerUnavailable, match=r"took more than 0.2 s"):
+        programs.install("x", ("a==1",), tmp_path / "bench")
+
+
 def test_a_peer_that_cannot_be_installed_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from lab.errors import LabError
 
 FOLDER = Path(__file__).resolve().parents[3] / ".bench"
+INSTALL_LIMIT_S = 900.0  # of one command
 _PIP = ("install", "--quiet", "--disable-pip-version-check")
 
 
@@ -34,7 +35,11 @@ def install(name: str, packages: Sequence[str], folder: Path = FOLDER) -> Path:
     folder.mkdir(exist_ok=True)
     make = [sys.executable, "-m", "venv", str(place)]
     for command in (make, [str(place / "bin" / "pip"), *_PIP, *packages]):
-        done = subprocess.run(command, capture_output=True, text=True)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
+        except subprocess.TimeoutExpired as error:
+            text = f"{name}: {' '.join(command)} took more than {INSTALL_LIMIT_S:g} s"
+            raise PeerUnavailable(text) from error
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             why = lines[-1] if lines else "no message"
