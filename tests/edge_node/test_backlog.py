@@ -89,6 +89,41 @@ async def test_one_that_does_not_is_waited_for_until_it_has_read_half(
     stream.close()
 
 
+async def test_one_that_reads_nothing_is_looked_at_ever_more_rarely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(event_stream, "LOOK_AGAIN_S", 0.001)
+    monkeypatch.setattr(event_stream, "LOOK_SELDOM_S", 0.064)
+    reader, looks = Reader(), 0
+
+    def acknowledged() -> int | None:
+        nonlocal looks
+        looks += 1
+        return reader.got
+
+    stream = EventStream(reader.send, str.encode, acknowledged)
+    while (room := stream.show("x" * 1000)) is None:
+        pass
+    before = looks
+    await asyncio.sleep(0.4)
+    assert looks - before <= 12
+    reader.got = 1000 + reader.sent
+    await asyncio.wait_for(room, 5)
+    stream.close()
+
+
+async def test_one_that_is_passed_on_is_waited_for_no_longer() -> None:
+    reader = Reader()
+    stream = reader.stream()
+    while (room := stream.show("x" * 1000)) is None:
+        pass
+    other = stream.pass_to(lambda: None)
+    assert room.done() and not room.cancelled()
+    assert stream.show("x") is None
+    assert other.show("x") is not None
+    other.close()
+
+
 async def test_where_nothing_is_known_nothing_is_waited_for() -> None:
     reader = Reader()
     reader.got = None

@@ -106,7 +106,7 @@ def test_five_thousand_of_whom_half_read_nothing(small_buffers: None) -> None:
         for n in range(5_000):
             reads = 0.0 if n % 2 else float("inf")
             body = ask(temperature=0, stream=True)
-            crowd.come(Client(body, reads_per_s=reads, x_tradewind_deadline_ms="9000"))
+            crowd.come(Client(body, reads_per_s=reads, x_tradewind_deadline_ms="4000"))
         readers, stuck = crowd.clients[::2], crowd.clients[1::2]
         await asyncio.gather(*(client.task for client in readers if client.task))
         assert crowd.loop.time() < 2.0
