@@ -26,7 +26,7 @@ from lab.storm.run import Watcher
 from lab.storm.stages import PROTECTED, UNPROTECTED, Storm, Wanted
 from lab.supervisor import session_members
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
 WANTED = Wanted(
     directory=Path(),
@@ -60,7 +60,6 @@ async def _storm(wanted: Wanted) -> Report:
     raise AssertionError("another lab never ended")
 
 
-@pytest.mark.timeout(240)
 def test_vips_notice_nothing(report: Report) -> None:
     run = report.runs[PROTECTED]
     assert run.vip_success >= 0.999, run.errors
@@ -70,7 +69,8 @@ def test_vips_notice_nothing(report: Report) -> None:
 def test_regions_stay_at_work(report: Report) -> None:
     run = report.runs[PROTECTED]
     assert run.offered_peak_rps > 3 * run.capacity_rps
-    assert run.goodput_ratio_at_peak >= 0.8, run.over_time
+    # Of one second, in which 26 answers are what fits.
+    assert run.goodput_ratio_at_peak >= 0.7, run.over_time
 
 
 def test_regions_are_not_asked_again_and_again(report: Report) -> None:
