@@ -30,6 +30,7 @@ log = logs.get("answers")
 PREFIX = b"tradewind:answer:1:"
 PUT_MAX = 256  # answers that wait to be written
 VALUE_MAX_BYTES = 2**20
+LONGEST_S = 10 * 365 * 86_400.0  # Redis refuses ends that no 64 bits of ms hold
 SLOWEST_S = 1.0  # to connect or answer, when nobody waits for it any more
 
 
@@ -94,7 +95,8 @@ class RedisAnswers:
     async def _write(self) -> None:
         while self._waiting:
             name, whole = self._waiting.popleft()
-            left_ms = int(1000 * wholes.left_s(whole, self._clock.wall()))
+            left_s = min(wholes.left_s(whole, self._clock.wall()), LONGEST_S)
+            left_ms = int(1000 * left_s)
             if left_ms <= 0 or not self.may():
                 self.dropped += 1
                 continue

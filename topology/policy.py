@@ -113,8 +113,8 @@ class OverloadPolicy(Spec, frozen=True):
     concurrency_max: Annotated[int, Meta(ge=1)] = 4_096
     waiting_max: Annotated[int, Meta(ge=0, le=100_000)] = 1_024  # requests, at one edge worker
     throttle_k: Annotated[float, Meta(ge=1)] = 2.0  # requests sent for each that is accepted
-    throttle_window_s: Annotated[float, Meta(gt=0, le=600)] = 30.0
-    user_window_s: Annotated[float, Meta(gt=0, le=86_400)] = 300.0  # a user fares alike so long
+    throttle_window_s: Annotated[float, Meta(ge=1, le=600)] = 30.0
+    user_window_s: Annotated[float, Meta(ge=1, le=86_400)] = 300.0  # a user fares alike so long
     tiers: TiersPolicy = TiersPolicy()
 
 

@@ -8,6 +8,7 @@ import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 import typer
@@ -136,6 +137,8 @@ def storm(
 def _runs(only: str, unprotected: bool, via: str) -> tuple[str, ...]:
     if only not in ("", PROTECTED, UNPROTECTED):
         raise typer.BadParameter("protected or unprotected", param_hint="--only")
+    if unprotected and only == PROTECTED:
+        raise typer.BadParameter("--only unprotected or nothing", param_hint="--unprotected")
     if unprotected or only == UNPROTECTED:
         return (UNPROTECTED,)
     chosen = (PROTECTED,) if only == PROTECTED else (PROTECTED, UNPROTECTED)
@@ -143,8 +146,15 @@ def _runs(only: str, unprotected: bool, via: str) -> tuple[str, ...]:
 
 
 def _checked_url(via: str) -> str:
-    if via and not via.startswith("http://"):
-        raise typer.BadParameter("an URL that begins with http://", param_hint="--via")
+    if not via:
+        return via
+    try:
+        url = urlsplit(via)
+        good = url.scheme == "http" and bool(url.hostname) and url.port != 0
+    except ValueError:  # no port
+        good = False
+    if not good:
+        raise typer.BadParameter("an URL such as http://127.0.0.1:9000", param_hint="--via")
     return via
 
 

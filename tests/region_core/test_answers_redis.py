@@ -13,7 +13,7 @@ import pytest
 from region_core.answers_redis import PREFIX, RedisAnswers, RedisSettings
 from region_core.circuit import FAILURES, HOLD_MAX_S, Circuit
 from region_core.errors import NoRedis
-from region_core.whole import Recording, Whole
+from region_core.whole import FORMAT, Recording, Whole
 from runtime.clock import SystemClock
 from tests.redis_server import NoRedisServer, RedisServer, find_redis
 from tests.region_core.test_answers import Region
@@ -55,6 +55,19 @@ async def test_what_one_core_has_made_another_gives(server: RedisServer) -> None
         assert here.over.is_set(), "now it has it itself"
         rest = await one.answer(resume=tuple(first.ids[:2]))
         assert first.text.endswith(rest.text)
+
+
+@pytest.mark.parametrize("ttl_s", [1e18, 1e306])
+async def test_an_answer_that_is_good_for_ever_is_kept(server: RedisServer, ttl_s: float) -> None:
+    """Redis takes no end that 64 bits of milliseconds do not hold."""
+    redis = client(server)
+    now_s = SystemClock().wall()
+    redis.put(b"name", Whole(FORMAT, now_s, now_s + ttl_s, b"", b"", "yes", "stop", 1, 0))
+    await settled(redis)
+    assert (redis.written, redis.failures) == (1, 0)
+    kept = await redis.get(b"name")
+    assert kept is not None and kept.text == "yes"
+    await redis.close()
 
 
 async def test_another_tenant_or_other_weights_find_nothing(server: RedisServer) -> None:

@@ -185,6 +185,8 @@ def test_the_walk_and_msgspec_agree(raw: dict[str, object], field: str, value: o
             {"overload": {"concurrency_min": 50, "concurrency_max": 2}},
             "spec.overload.concurrency_max",
         ),
+        ("Policy", {"overload": {"user_window_s": 5e-324}}, "spec.overload.user_window_s"),
+        ("Policy", {"overload": {"throttle_window_s": 1e-320}}, "spec.overload.throttle_window_s"),
         ("Policy", {"outliers": {"hold_s": 60, "hold_max_s": 30}}, "spec.outliers.hold_max_s"),
         ("Tenant", {"weight": 10**400}, "spec.weight"),
         ("Tenant", {"deadline_ms": 2**64}, "spec.deadline_ms"),
