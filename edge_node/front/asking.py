@@ -15,6 +15,7 @@ from topology.cursor import URGENCY, Tier, cursor
 from topology.wire.chat import ChatRequest
 
 USERS_MOST = 4096  # whose places are remembered: to work one out takes 1 µs
+NAME_MOST = 256  # characters: clients name users as they like, with as much as a body holds
 
 
 class Asking:
@@ -61,5 +62,6 @@ class Asking:
             if len(self._cursors) >= USERS_MOST:
                 self._cursors.clear()
             found = cursor(tier, tenant, user, now_s, window_s)
-            self._cursors[tier, tenant, user] = found
+            if len(user) <= NAME_MOST:
+                self._cursors[tier, tenant, user] = found
         return found
