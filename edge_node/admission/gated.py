@@ -15,7 +15,6 @@ from topology.cursor import ALL_ADMITTED, tier_of
 from topology.overlay.errors import OverlayProtocolError, PathDown, RegionFailure
 from topology.overlay.exchange import Take
 from topology.overlay.frames import Accept, End, Request, Tokens
-from topology.routing import Views
 
 
 class GatedUpstream:
@@ -25,9 +24,10 @@ class GatedUpstream:
         self._upstream = upstream
         self.gate = gate
         self.now = now
-
-    def views(self) -> Views:
-        return self._upstream.views()
+        # As they are: what is only passed on shall not cost each request a call.
+        self.views = upstream.views
+        self.note_queue = upstream.note_queue
+        self.trust = upstream.trust
 
     def open(self, region: str, request: Request, body: bytes, relay: str = "") -> Exchange:
         """As `Upstream.open`. What cannot be sent (`PathDown`) has not begun."""
@@ -44,12 +44,6 @@ class GatedUpstream:
 
     def stuck(self) -> Collection[str]:
         return self._upstream.stuck()
-
-    def note_queue(self, region: str, queue_ms: float) -> None:
-        self._upstream.note_queue(region, queue_ms)
-
-    def trust(self, region: str) -> None:
-        self._upstream.trust(region)
 
 
 class _Gated:

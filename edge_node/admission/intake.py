@@ -273,6 +273,10 @@ class Intake:
             calm = not 0 <= now - lane.refused_at < _CALM_S
             if calm and queue_s <= self._target_s:
                 throttle.forget()
+        concurrency = self.concurrency
+        if lane.bypass and level == self.said and concurrency.opened <= now < concurrency.closes:
+            self._level_at = now  # nothing else is new: the common case of a VIP
+            return
         self.told(tier, level, queue_s, now, load)
 
     def ended(self, tier: Tier, cost: float, used: float, outcome: Outcome, now: float) -> None:

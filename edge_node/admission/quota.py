@@ -93,7 +93,8 @@ class Bucket:
 
 
 class Quotas:
-    """All limits of one node. As many buckets as the snapshot has tenants with a limit."""
+    """All limits of one node. As many buckets as the snapshot has tenants with a limit. `tokens`:
+    those of tenants whose tokens count, for reading."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
@@ -101,7 +102,7 @@ class Quotas:
         self._policy = QuotaPolicy()
         self._directive = NONE
         self._buckets: dict[str, Bucket] = {}
-        self._tokens: dict[str, TokenBucket] = {}  # of those whose tokens count
+        self.tokens: dict[str, TokenBucket] = {}
         self._confirmed: float | None = None  # when a current replica last stood behind it
         self._since = 0.0  # when the directive was taken up
         self._falls_at = 0.0  # when the rates change for want of a confirmation
@@ -141,7 +142,7 @@ class Quotas:
         if now >= self._falls_at:
             self._apply(now)
             bucket = self._buckets[tenant]
-        tokens = self._tokens.get(tenant)
+        tokens = self.tokens.get(tenant)
         if tokens is not None:
             self._check(tenant, bucket, tokens, now)
         wait_s = bucket.take(now)
@@ -151,12 +152,12 @@ class Quotas:
     def charge(self, tenant: str, tokens: float) -> float:
         """A request of `tenant` goes to a region, and is thought to cost so much. What is charged
         is returned, for `settle`."""
-        bucket = self._tokens.get(tenant)
+        bucket = self.tokens.get(tenant)
         return bucket.take(tokens) if bucket is not None else 0.0
 
     def settle(self, tenant: str, charged: float, used: float) -> None:
         """It is over, and came to `used`."""
-        bucket = self._tokens.get(tenant)
+        bucket = self.tokens.get(tenant)
         if bucket is not None:
             bucket.take(used - charged)
 
@@ -181,7 +182,7 @@ class Quotas:
             yield Sample(name + "rate", "Requests/s admitted here.", bucket.rate, labels)
             yield Sample(name + "asked_total", "Requests that asked.", bucket.asked, labels)
             yield Sample(name + "refused_total", "Answered with 429.", bucket.refused, labels)
-        for tenant, tokens in self._tokens.items():
+        for tenant, tokens in self.tokens.items():
             labels = {"tenant": tenant}
             text = "Tokens/s admitted here."
             yield Sample("tradewind_edge_quota_tokens_rate", text, tokens.rate, labels)
@@ -213,7 +214,7 @@ class Quotas:
         self._stand(now)
         for tenant in self._buckets.keys() - self._limits.keys():
             del self._buckets[tenant]
-            self._tokens.pop(tenant, None)
+            self.tokens.pop(tenant, None)
         for tenant, limit in self._limits.items():
             rate = max(0.0, min(self._believed(tenant, limit), limit.requests_per_s))
             bucket = self._buckets.get(tenant)
@@ -226,12 +227,12 @@ class Quotas:
     def _apply_tokens(self, tenant: str, limit: RateLimit, part: float, now: float) -> None:
         """`part`: of the limit, this node's."""
         if limit.tokens_per_s is None:
-            self._tokens.pop(tenant, None)
+            self.tokens.pop(tenant, None)
             return
         rate = limit.tokens_per_s * part
-        tokens = self._tokens.get(tenant)
+        tokens = self.tokens.get(tenant)
         if tokens is None:
-            self._tokens[tenant] = TokenBucket(rate, limit.burst_s, now)
+            self.tokens[tenant] = TokenBucket(rate, limit.burst_s, now)
         else:
             tokens.set(rate, limit.burst_s, now)
 

@@ -26,7 +26,7 @@ class Asking:
         self._forwarder = forwarder
         self._clock = clock
         self._cursors: dict[tuple[Tier, str, str], int] = {}
-        self._window = (0.0, 0.0)  # that they are of: its number, and its length
+        self._number = self._window_s = 0.0  # of the window that they are of
 
     def of(self, call: Call, tenant: str, request: ChatRequest, body: bytes, look: bool) -> Ask:
         """`look`: an answer will do that is there already."""
@@ -46,16 +46,16 @@ class Asking:
             tier == "vip" and forwarder.hedges,
             spec.weight,
             self._cursor(tier, tenant, user, serving.snapshot.policy.overload.user_window_s),
-            forwarder.gate.estimate(request.model, len(body), request.max_tokens),
+            forwarder.gate.answers.cost(request.model, len(body), request.max_tokens),
             look,
         )
 
     def _cursor(self, tier: Tier, tenant: str, user: str, window_s: float) -> int:
         """As `topology.cursor.cursor`, now."""
         now_s = self._clock.wall()
-        window = (now_s // window_s, window_s)
-        if window != self._window:
-            self._window = window
+        number = now_s // window_s
+        if number != self._number or window_s != self._window_s:
+            self._number, self._window_s = number, window_s
             self._cursors.clear()
         found = self._cursors.get((tier, tenant, user))
         if found is None:

@@ -173,7 +173,7 @@ class Chat:
         """Through a region; `key`: by which the answer is kept, where it may be. `work`: where
         others may share it."""
         quotas, used = self._serving.quotas, 0.0
-        charged = quotas.charge(ask.tenant, ask.cost)
+        charged = quotas.charge(ask.tenant, ask.cost) if quotas.tokens else 0.0
         try:
             attempts = self._entry.at_once(ask, decision, flight)
             if attempts is None:
@@ -203,7 +203,8 @@ class Chat:
                 work.fail(respond.told(error, flight.cause))
             raise
         finally:
-            quotas.settle(ask.tenant, charged, used)
+            if quotas.tokens:
+                quotas.settle(ask.tenant, charged, used)
             if work is not None:
                 self.sharing.close(work)
 
