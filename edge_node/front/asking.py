@@ -59,9 +59,9 @@ class Asking:
             self._cursors.clear()
         found = self._cursors.get((tier, tenant, user))
         if found is None:
-            if len(self._cursors) >= USERS_MOST:
-                self._cursors.clear()
             found = cursor(tier, tenant, user, now_s, window_s)
             if len(user) <= NAME_MOST:
+                if len(self._cursors) >= USERS_MOST:
+                    self._cursors.clear()
                 self._cursors[tier, tenant, user] = found
         return found
