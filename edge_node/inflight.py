@@ -155,7 +155,8 @@ class Flight:
             self._presence.add_done_callback(self._gone)
 
     def _gone(self, presence: Any) -> None:
-        if not presence.cancelled():
+        # A client may have gone in the very turn in which others came to wait for its answer.
+        if self._presence is not None and not presence.cancelled():
             self.stop(Cause.DISCONNECT)
 
     def close(self) -> None:

@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from edge_node.front.call import ClientGone
+
 # Of an answer, sent and not acknowledged by the client: with more, the rest waits in the region.
 MOST_UNREAD_BYTES = 256 * 1024
 LOOK_EVERY_BYTES = 64 * 1024
@@ -29,10 +31,12 @@ class EventStream:
 
     The client's stream ends when nothing refers to `send` any more: `close` lets go of it, whatever
     an exception's traceback still refers to. `acknowledged` must not refer to it either.
+
+    `gone` is called where the client turns out to have gone; without it `ClientGone` is raised.
     """
 
     __slots__ = (
-        "_acknowledged", "_before", "_event_of", "_instead", "_look_at", "_room", "_send",
+        "_acknowledged", "_before", "_event_of", "_gone", "_instead", "_look_at", "_room", "_send",
         "_timer", "sent_bytes",
     )  # fmt: skip
 
@@ -41,11 +45,13 @@ class EventStream:
         send: Callable[[bytes], object],
         event_of: Callable[[str], bytes],
         acknowledged: Callable[[], int | None],
+        gone: Callable[[], None] | None = None,
     ) -> None:
         self._send: Callable[[bytes], object] | None = send
         self._instead: Callable[[], None] | None = None  # called for a piece, from `pass_to` on
         self._event_of = event_of
         self._acknowledged = acknowledged
+        self._gone = gone
         self._before = acknowledged()
         self._look_at = LOOK_EVERY_BYTES
         self._room: asyncio.Future[None] | None = None
@@ -59,7 +65,13 @@ class EventStream:
                 self._instead()
             return None
         event = self._event_of(text)
-        self._send(event)
+        try:
+            self._send(event)
+        except ClientGone:
+            if self._gone is None:
+                raise
+            self._gone()
+            return None
         self.sent_bytes += len(event)
         if self.sent_bytes < self._look_at:
             return None
@@ -69,15 +81,25 @@ class EventStream:
         """As `show`, of what is encoded already."""
         if self._send is None:
             return None
-        self._send(event)
+        try:
+            self._send(event)
+        except ClientGone:
+            if self._gone is None:
+                raise
+            self._gone()
+            return None
         self.sent_bytes += len(event)
         return None if self.sent_bytes < self._look_at else self._look()
 
     async def last(self, event: bytes) -> None:
         """What is left."""
         if self._send is not None:
-            sent: Any = self._send(event)
-            await sent
+            try:
+                sent: Any = self._send(event)
+                await sent
+            except ClientGone:
+                if self._gone is None:
+                    raise
 
     def pass_to(self, instead: Callable[[], None]) -> EventStream:
         """Another one that goes on with this client; whatever is shown to this one calls `instead`.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 from edge_node.figures import Figures
 from edge_node.forward.attempts import Attempts
 from edge_node.forward.forwarder import Forwarder
 from edge_node.front.backlog import acknowledged
-from edge_node.front.call import QUALITY, Call
+from edge_node.front.call import QUALITY, Call, ClientGone
 from edge_node.front.event_stream import EventStream
 from edge_node.front.replies import EVENTS, JSON, Answer, Headers, encode, ending
 from edge_node.front.work import Work
-from edge_node.inflight import Flight
+from edge_node.inflight import Cause, Flight
 from runtime.clock import Clock
 from topology.overlay.frames import End, Tokens
 from topology.wire.chat import ChatRequest, ChunkEncoder
@@ -46,7 +47,7 @@ class Relay:
         if work is not None:
             work.begin(created_s, self._region_headers)
         if request.stream and not call.handed_over:
-            end = await self._stream(call, attempts, request, frame, created_s, work)
+            end = await self._stream(call, flight, attempts, request, frame, created_s, work)
         else:
             hold = _hold if work is None else work.hold
             end = frame if type(frame) is End else await attempts.pour(hold)
@@ -57,7 +58,8 @@ class Relay:
             headers = self._region_headers(JSON, attempts)
             if end.cached:
                 headers = [*headers, ("x-tradewind-cache", "regional")]
-            call.reply(200, headers, encode(answer, request))
+            with suppress(ClientGone):  # the answer is whole, and may be of use to others
+                call.reply(200, headers, encode(answer, request))
             if work is not None:
                 work.call = None
         return answer
@@ -65,6 +67,7 @@ class Relay:
     async def _stream(
         self,
         call: Call,
+        flight: Flight,
         attempts: Attempts,
         request: ChatRequest,
         frame: Tokens | End,
@@ -75,8 +78,16 @@ class Relay:
         assert attempts.candidate is not None  # it has sent `frame`
         headers = self._region_headers(EVENTS, attempts)
         events = ChunkEncoder(call.own_id, created_s, attempts.model, request.include_usage)
-        send = call.begin_stream(headers).send_bytes
-        shown = EventStream(send, events.text, partial(acknowledged, call.scope))
+        # What others may share is not given up because a client has gone: its work says.
+        gone = None if work is None else partial(flight.stop, Cause.DISCONNECT)
+        try:
+            send = call.begin_stream(headers).send_bytes
+        except ClientGone:
+            if gone is None or work is None:
+                raise
+            gone()
+            return frame if type(frame) is End else await attempts.pour(work.hold)
+        shown = EventStream(send, events.text, partial(acknowledged, call.scope), gone)
         del send  # the client's stream ends when nothing refers to it: see `EventStream`
         if work is not None:
             work.shown = shown

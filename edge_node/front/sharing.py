@@ -111,6 +111,10 @@ class Sharing:
         work.lingers = True
         self._lingering.add(work)
         self.lingered += 1
+        self.outlast(work)
+
+    def outlast(self, work: Work) -> None:
+        """Its clients' deadlines are not its own."""
         work.flight.move(self._now() + self._linger_s)
 
     def wanted_again(self, work: Work) -> None:

@@ -97,8 +97,7 @@ class Work:
         audience = self.audience or self._share()
         if self.lingers:
             self._owner.wanted_again(self)
-            self.flight.move(deadline)
-        elif deadline > self.flight.deadline:
+        if deadline > self.flight.deadline:
             self.flight.move(deadline)
         audience.add(recipient)
 
@@ -115,10 +114,16 @@ class Work:
             self._owner.detached += 1
 
     def keep(self, cause: Cause) -> bool:
-        """The first client, which is alone, waits no longer. See `Keeper`."""
-        call = self.call
-        if call is None or not self._owner.may_linger(self):
+        """The first client, which is alone, waits no longer; or it is the deadline of the last of
+        many, who is about to leave. See `Keeper`."""
+        call, audience = self.call, self.audience
+        if not self._owner.may_linger(self):
             return False
+        if call is None:
+            if cause is not Cause.DEADLINE or audience is None or not audience.recipients:
+                return False
+            self._owner.outlast(self)
+            return True
         if cause is Cause.DEADLINE:
             audience = self._share()
             for first in audience.recipients:

@@ -251,6 +251,59 @@ def test_an_answer_that_nobody_waits_for_is_kept_when_it_comes_in_time() -> None
     tell(story)
 
 
+def test_one_who_waits_briefly_for_what_lingers_does_not_end_it() -> None:
+    async def story(crowd: Crowd) -> None:
+        first = crowd.ask()
+        await asyncio.sleep(0.4)
+        first.leave()
+        await asyncio.sleep(0.01)
+        assert crowd.sharing.lingered == 1
+        brief = crowd.ask({"x_tradewind_deadline_ms": "1"})
+        await asyncio.sleep(0.001)
+        assert [work.flight.deadline > 2.0 for work in crowd.sharing._works.values()] == [True]
+        await asyncio.sleep(0.1)
+        assert brief.error == "deadline_exceeded"
+        later = crowd.ask()
+        await crowd.served()
+        assert later.whole and len(crowd.regions.sent) == 1
+
+    tell(story)
+
+
+def test_the_last_deadline_of_many_does_not_end_it() -> None:
+    """Whichever of the limits that strike together is looked at first."""
+
+    async def story(crowd: Crowd) -> None:
+        for seed in range(8):
+            for _ in range(2):
+                crowd.ask({"x_tradewind_deadline_ms": "400"}, seed=seed)
+        await asyncio.sleep(0.5)
+        assert {client.error for client in crowd.clients} == {"deadline_exceeded"}
+        later = [crowd.ask(seed=seed) for seed in range(8)]
+        await crowd.served()
+        assert all(client.whole for client in later)
+        assert len(crowd.regions.sent) == 8
+
+    tell(story)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("gone_s", [0.0, 0.201, 0.25])
+def test_an_answer_that_its_client_turns_out_not_to_take_is_there_for_others(
+    stream: bool, gone_s: float
+) -> None:
+    async def story(crowd: Crowd) -> None:
+        first = crowd.ask(stream=stream)
+        await asyncio.sleep(gone_s)
+        first.gone = True  # nobody is told; it is seen when it is sent something
+        await asyncio.sleep(0.6)
+        later = crowd.ask()
+        await crowd.served()
+        assert later.whole and len(crowd.regions.sent) == 1
+
+    tell(story)
+
+
 def test_an_answer_that_nobody_waits_for_ends_after_a_while() -> None:
     async def story(crowd: Crowd) -> None:
         client = crowd.ask()

@@ -58,6 +58,19 @@ async def test_a_client_that_leaves_stops_its_request() -> None:
     assert await task is Cause.DISCONNECT
 
 
+async def test_a_client_that_was_let_go_of_stops_nothing() -> None:
+    """Not even one that had gone just before: others wait for the answer by now."""
+    flights, client = Flights(), Client()
+    flight = flights.open(client, 9.0, Cause.SLOW_BODY)
+    flight.strike(flight.wake)
+    assert client.watched is not None
+    client.watched.set_result(None)
+    flight.detach()
+    await asyncio.sleep(0)
+    assert flight.cause is None
+    flights.close(flight)
+
+
 async def test_the_watch_ends_with_the_request() -> None:
     flights, client = Flights(), Client()
     assert await _stopped(flights, client, 9.0, 0.2) is None
