@@ -12,6 +12,7 @@ _TOKENS_MOST = 1 << 20
 _NEWEST = 0.05  # the weight of one answer
 
 DEBT_MOST_S = 60.0  # of its rate: what a bucket owes at most
+BACK_S = 1.0  # a clock that goes back further has been set: time is counted from there
 
 
 def prompt_tokens(body_bytes: int) -> float:
@@ -92,4 +93,6 @@ class TokenBucket:
     def _refill(self, now: float) -> None:
         if now > self.at:
             self.tokens = min(self.capacity, self.tokens + (now - self.at) * self.rate)
+            self.at = now
+        elif now < self.at - BACK_S:
             self.at = now

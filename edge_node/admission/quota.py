@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Literal, TypeAlias
 
-from edge_node.admission.limiter import TokenBucket
+from edge_node.admission.limiter import BACK_S, TokenBucket
 from runtime.errors import TradewindError
 from runtime.metrics import Sample
 from topology.directive import NONE, Directive
@@ -89,6 +89,8 @@ class Bucket:
     def _refill(self, now: float) -> None:
         if now > self.at:
             self.tokens = min(self.capacity, self.tokens + (now - self.at) * self.rate)
+            self.at = now
+        elif now < self.at - BACK_S:
             self.at = now
 
 

@@ -81,7 +81,7 @@ class Throttle:
 
     def share(self, now: float) -> float:
         """Of requests to be held back now: 0 to below 1."""
-        if now >= self._next:
+        if now >= self._next or now < self._next - (_SLOTS + 2) * self._slot_s:
             self._turn(now)
         requests = self._sent + self._held
         accepts = max(0, self._sent - self._refused)
@@ -98,6 +98,9 @@ class Throttle:
         """Forget what is older than the window."""
         number = int(now // self._slot_s)
         last = number if self._number is None else self._number
+        if number < last - _SLOTS:  # the clock has been set: what was counted is of no time
+            self.forget()
+            last = number
         number = max(number, last)
         for passed in range(last + 1, min(number, last + _SLOTS) + 1):
             slot = passed % _SLOTS

@@ -135,6 +135,14 @@ def test_a_clock_that_jumps_leaves_it_within_its_bounds(steps: list[tuple[float,
         assert -DEBT_MOST_S * 50 <= bucket.tokens <= 100
 
 
+def test_a_clock_that_was_far_ahead_for_a_moment_keeps_nobody_out() -> None:
+    bucket = TokenBucket(50.0, 2.0, 0.0)
+    for now in (1.0, 1e9, 2.0):
+        bucket.take(200.0)
+        bucket.wait_s(now)
+    assert bucket.wait_s(2.0 + DEBT_MOST_S) == 0.0
+
+
 # At a node
 
 

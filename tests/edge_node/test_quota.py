@@ -82,6 +82,13 @@ def test_a_clock_that_stands_still_or_goes_back_gives_nothing() -> None:
     assert bucket.take(5.2) == 0.0
 
 
+def test_a_clock_that_was_far_ahead_for_a_moment_keeps_nobody_out() -> None:
+    bucket = Bucket(10.0, 0.1, 5.0)
+    for now in (5.0, 1e9, 6.0):
+        bucket.take(now)
+    assert bucket.take(6.2) == 0.0
+
+
 def test_the_rate_falls_to_the_floor_and_then_to_the_newcomers_share() -> None:
     made = quotas()
     for now, rate, standing in (

@@ -114,3 +114,14 @@ def test_a_clock_that_jumps_leaves_a_share(steps: list[tuple[float, str]]) -> No
     for now, kind in steps:
         getattr(throttle, kind)(now)
         assert 0.0 <= throttle.share(now) < 1.0
+
+
+def test_a_clock_that_was_far_ahead_for_a_moment_is_forgotten() -> None:
+    throttle = Throttle(2.0, WINDOW_S)
+    for now in (100.0, 1e9, 101.0):
+        throttle.sent(now)
+        throttle.refused(now)
+        for _ in range(20):
+            throttle.held(now)
+    throttle.sent(102.0)
+    assert throttle.share(101.0 + 2 * WINDOW_S) == 0.0
