@@ -1,7 +1,7 @@
 # Every command sets up what it needs, says what it is doing, and is the same for people and CI.
 #
 #   make lab     the whole world on one machine: etcd, control plane, DNS, edges, cores, clients
-#   make storm   the incident replayed, protected and not (REPORT=file, PEERS=all, STORM_ARGS='--kill etcd')
+#   make storm   the incident replayed, protected and not (REPORT=file: through peers too; STORM_ARGS='--kill etcd')
 #   make test    the test suite
 #   make check   linters, types, import layers
 #   make bench   benchmarks against peers (NAME=forward|streams|cache|dns|engine, JSON=file)
@@ -16,6 +16,8 @@ REPORT ?=
 SERVE  ?=
 NAME   ?=
 JSON   ?=
+# The report of the storm has the peers in it; PEERS= leaves them out, PEERS=envoy takes one.
+PEERS  ?= $(if $(REPORT),all)
 BENCH_ARGS ?=
 STORM_ARGS ?=
 PEERS  ?=
