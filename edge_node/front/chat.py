@@ -143,6 +143,7 @@ class Chat:
         call.order = order = Order(request, key if look else None, tier, flight.deadline)
         if self._lesser.first(tier) and await self._lesser.reply(call, order, now, standing=True):
             return
+        ask = self._asking.of(call, tenant, request, body, look)
         work = None
         if look and self.sharing.on:
             repeat = repeat_of(call.given_id, spelling)
@@ -152,7 +153,6 @@ class Chat:
                     await self._follow(call, flight, request, work)
                     return
                 work = self.sharing.open(key, repeat, call, request, flight)
-        ask = self._asking.of(call, tenant, request, body, look)
         try:
             await self._forward(call, flight, ask, request, decision, key, work)
         except AttemptsExhausted as error:
