@@ -55,16 +55,20 @@ FOREVER = float("inf")
 
 
 class Unsent:
-    """An exchange that there is not, since the way was down."""
+    """An exchange that there is not, since the way was down.
+
+    It does not keep `error`: the traceback of one that is raised here would lead back to it, and
+    with it to the client's stream, which granian ends only when nothing refers to it any more.
+    """
 
     def __init__(self, error: PathDown) -> None:
-        self._error = error
+        self._region, self._reason = error.region, error.reason
 
     async def next(self) -> Accept | Tokens | End:
-        raise self._error
+        raise PathDown(self._region, self._reason)
 
     async def pour(self, take: Take) -> Accept | End:
-        raise self._error
+        raise PathDown(self._region, self._reason)
 
     def cancel(self) -> None:
         """There is nothing to cancel."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_node.errors import AttemptsExhausted, Refused, RegionSilent
+from edge_node.forward.attempt import Unsent
 from edge_node.forward.memory import Answer, MemoryUpstream, Region
 from edge_node.forward.ways import MOST_WAYS
 from edge_node.inflight import Cause
@@ -355,3 +359,22 @@ def test_whatever_dies_the_client_reads_the_answer_once(
         assert len(set(sent(regions))) == len(regions.sent)
 
     asyncio.run(run())
+
+
+async def test_what_could_not_be_sent_keeps_nobody_alive_who_reads_it() -> None:
+    class Held:
+        """Stands for the client's stream."""
+
+    async def read(exchange: Unsent, held: Held) -> None:
+        with contextlib.suppress(PathDown):
+            await exchange.next()
+
+    held = Held()
+    alive = weakref.ref(held)
+    gc.disable()  # an edge's collector runs too rarely to end a client's stream
+    try:
+        await read(Unsent(PathDown("frankfurt", "it was cut")), held)
+        del held
+        assert alive() is None
+    finally:
+        gc.enable()
