@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -363,8 +364,9 @@ async def restart_edge(
     else:
         await system.supervisor.kill(f"edge-{edge}")
     if empty:
-        for kept in (system.folder / "state" / f"edge-{edge}").iterdir():
-            kept.unlink()
+        state = system.folder / "state" / f"edge-{edge}"
+        shutil.rmtree(state)
+        state.mkdir()
     await system.again(f"edge-{edge}")
     await system.serving(edge)
     load.edge_up(edge)
