@@ -97,8 +97,8 @@ class TiersPolicy(Spec, frozen=True):
     """By `TenantSpec.tier`."""
 
     vip: TierPolicy = TierPolicy(share=1.0, wait_ms=2_000.0)
-    standard: TierPolicy = TierPolicy(share=0.9, wait_ms=1_000.0)
-    batch: TierPolicy = TierPolicy(share=0.7, wait_ms=1_500.0)
+    standard: TierPolicy = TierPolicy(share=0.9, wait_ms=500.0)
+    batch: TierPolicy = TierPolicy(share=0.7, wait_ms=1_000.0)
 
 
 class OverloadPolicy(Spec, frozen=True):
@@ -168,7 +168,7 @@ LADDER = (
     RungPolicy("quantised", enter=0.5, leave=0.25, enter_s=0.5),
     RungPolicy("edge-model", enter=0.8, leave=0.4, enter_s=0.5),
     RungPolicy("stale", enter=0.8, leave=0.4, enter_s=0.5),
-    RungPolicy("refused", enter=1.0, leave=0.5, enter_s=0.5),
+    RungPolicy("refused", enter=1.0, leave=0.5, enter_s=0.5, leave_s=1.0),
 )
 
 
