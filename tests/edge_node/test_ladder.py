@@ -27,7 +27,7 @@ TABLES: dict[str, list[Step]] = {
     ],
     "all at once": [(0.7, 3.0, "refused")],
     "up by its own rungs' thresholds": [
-        (1.0, 1.2, "refused"), (4.5, 0.45, "refused"), (1.0, 0.45, "stale"),
+        (1.0, 1.2, "refused"), (0.7, 0.45, "refused"), (1.0, 0.45, "stale"),
         (5.5, 0.3, "quantised"), (5.5, 0.1, "full"),
     ],
     "in between it stays": [(1.0, 0.6, "quantised"), (60.0, 0.3, "quantised")],
