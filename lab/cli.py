@@ -82,7 +82,7 @@ def lab(
     ctx.obj = directory.resolve()
     if ctx.invoked_subcommand is not None:
         return
-    _require_writable(report)
+    require_writable(report)
     console = Console(width=None if sys.stdout.isatty() else WIDTH_IN_A_LOG)
     if engine is EngineName.sim:
         console.print("[yellow]Engine: sim. Answers and service times are simulated.[/yellow]")
@@ -103,7 +103,7 @@ def lab(
     raise typer.Exit(1 if found.totals.failed else 0)
 
 
-def _require_writable(report: Path | None) -> None:
+def require_writable(report: Path | None) -> None:
     """Say before the run, not after it, that its report will have no place."""
     if report is None:
         return

@@ -18,27 +18,16 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from tests import debian_package
+
 SUITE = "bullseye"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-FETCH_TIMEOUT_S = 120
-
-# As in lab/etcd_cluster.py: the agent dies with the tests, however they end.
-_DIE_WITH_PARENT = """
-import os, sys
-if sys.platform == "linux":
-    import ctypes
-    ctypes.CDLL(None).prctl(1, 9)
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class NoConsul(Exception):
@@ -63,16 +52,14 @@ def find_consul() -> Path:
 
 
 def _fetch(into: Path) -> None:
-    for tool in ("apt-get", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise NoConsul(f"fetching Debian 11's package consul needs {tool}")
+    missing = debian_package.missing_tool()
+    if missing:
+        raise NoConsul(f"fetching Debian 11's package consul needs {missing}")
     if not KEYRING.exists():
         raise NoConsul(f"fetching Debian 11's package consul needs {KEYRING}")
     into.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tradewind-consul-") as folder:
         work = Path(folder)
-        (work / "lists" / "partial").mkdir(parents=True)
-        (work / "cache" / "archives" / "partial").mkdir(parents=True)
         stanza = {
             "Types": "deb",
             "URIs": debian_mirror(),
@@ -85,7 +72,7 @@ def _fetch(into: Path) -> None:
         _apt(work, "update")
         _apt(work, "download", "consul")
         (package,) = work.glob("consul_*.deb")
-        _run(work, "dpkg-deb", "--extract", str(package), str(work / "out"))
+        debian_package.run(work, "dpkg-deb", "--extract", str(package), str(work / "out"))
         fresh = into.with_suffix(f".{os.getpid()}")
         shutil.copy2(work / "out" / "usr" / "bin" / "consul", fresh)
         fresh.replace(into)
@@ -111,25 +98,8 @@ def debian_mirror(folder: Path = Path("/etc/apt")) -> str:
 
 
 def _apt(work: Path, *arguments: str) -> None:
-    options = {
-        "Dir::Etc::sourcelist": work / "debian.sources",
-        "Dir::Etc::sourceparts": "-",
-        "Dir::State::lists": work / "lists",
-        "Dir::Cache": work / "cache",
-        "APT::Sandbox::User": "root",
-        "Acquire::Languages": "none",
-        "Acquire::Retries": "2",
-    }
-    flags = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
-    _run(work, "apt-get", "-qq", *flags, *arguments)
-
-
-def _run(work: Path, *command: str) -> None:
-    done = subprocess.run(
-        command, cwd=work, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False
-    )
-    if done.returncode != 0:
-        raise OSError(f"{command[0]}: {done.stderr.strip()[-400:] or done.stdout.strip()[-400:]}")
+    sources = {"Dir__Etc__sourcelist": work / "debian.sources", "Dir__Etc__sourceparts": "-"}
+    debian_package.apt(work, *arguments, **sources)
 
 
 class ConsulAgent:
@@ -172,11 +142,7 @@ class ConsulAgent:
         command = [str(self._binary), "agent", "-bind=127.0.0.1", "-client=127.0.0.1"]
         command += [*self._mode, f"-config-file={config}"]
         with (self.directory / "agent.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
-                stdout=log,
-                stderr=log,
-            )
+            self._process = debian_package.start(command, log)
         async with asyncio.timeout(30), httpx.AsyncClient() as http:
             while not await self._leads(http):
                 await asyncio.sleep(0.1)

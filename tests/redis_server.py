@@ -16,26 +16,15 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
+
+from tests import debian_package
 
 PACKAGES = (
     "redis-server", "redis-tools", "libjemalloc2", "liblua5.1-0", "lua-bitop", "lua-cjson",
     "liblzf1", "libatomic1",
 )  # fmt: skip
-FETCH_TIMEOUT_S = 120
-
-# As in lab/etcd_cluster.py: the server dies with the tests, however they end.
-_DIE_WITH_PARENT = """
-import os, sys
-if sys.platform == "linux":
-    import ctypes
-    ctypes.CDLL(None).prctl(1, 9)
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class NoRedisServer(Exception):
@@ -56,48 +45,24 @@ def find_redis() -> Path:
             raise NoRedisServer(f"Debian's package redis could not be fetched: {error}") from error
     binary = kept / "usr" / "bin" / "redis-server"
     try:
-        _run(kept, str(binary), "--version", env=_environment(binary))
+        debian_package.run(kept, str(binary), "--version", env=_environment(binary))
     except (OSError, subprocess.SubprocessError) as error:
         raise NoRedisServer(f"Debian's package redis does not run here: {error}") from error
     return binary
 
 
 def _fetch(into: Path) -> None:
-    for tool in ("apt-get", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise OSError(f"it needs {tool}")
+    missing = debian_package.missing_tool()
+    if missing:
+        raise OSError(f"it needs {missing}")
     into.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="redis-", dir=into.parent) as folder:
         work = Path(folder)
-        (work / "lists" / "partial").mkdir(parents=True)
-        (work / "cache" / "archives" / "partial").mkdir(parents=True)
-        options = {
-            "Dir::State::lists": work / "lists",
-            "Dir::Cache": work / "cache",
-            "APT::Sandbox::User": "root",
-            "Acquire::Languages": "none",
-            "Acquire::Retries": "2",
-        }
-        flags = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
-        _run(work, "apt-get", "-qq", *flags, "update")
-        _run(work, "apt-get", "-qq", *flags, "download", *PACKAGES)
+        debian_package.apt(work, "update")
+        debian_package.apt(work, "download", *PACKAGES)
         for package in work.glob("*.deb"):
-            _run(work, "dpkg-deb", "--extract", str(package), str(work / "out"))
+            debian_package.run(work, "dpkg-deb", "--extract", str(package), str(work / "out"))
         (work / "out").rename(into)
-
-
-def _run(work: Path, *command: str, env: dict[str, str] | None = None) -> None:
-    done = subprocess.run(
-        command,
-        cwd=work,
-        capture_output=True,
-        text=True,
-        timeout=FETCH_TIMEOUT_S,
-        check=False,
-        env=env,
-    )
-    if done.returncode != 0:
-        raise OSError(f"{command[0]}: {done.stderr.strip()[-400:] or done.stdout.strip()[-400:]}")
 
 
 def _environment(binary: Path) -> dict[str, str]:
@@ -125,12 +90,7 @@ class RedisServer:
         command = [str(self._binary), "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--save", "", "--appendonly", "no", "--dir", str(self._directory)]
         with (self._directory / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
-                stdout=log,
-                stderr=log,
-                env=_environment(self._binary),
-            )
+            self._process = debian_package.start(command, log, _environment(self._binary))
         async with asyncio.timeout(30):
             while not await self._answers():
                 if self._process.poll() is not None:

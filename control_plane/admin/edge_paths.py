@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import TypeVar
 
 from msgspec import Struct
 
+from control_plane.membership.ladder import NodeLadder
 from control_plane.membership.paths import NodePaths
 from topology.errors import UnknownName
 from topology.paths import PathView, name_of
@@ -20,6 +22,7 @@ _BYTES_MAX = 2 * 2**20  # of an answer; one node more may follow
 _NAMED = 20  # in a hint
 
 T = TypeVar("T")
+N = TypeVar("N", NodePaths, NodeLadder)  # what one node told
 
 
 class Seen(Struct, frozen=True):
@@ -91,20 +94,34 @@ def answer(
     known(edge, snapshot.edges, "EdgeSite")
     known(region, snapshot.regions, "Region")
     response = pb.PathsResponse(now_s=now_s)
+    fill(
+        response, snapshot, heard, edge, lambda node, told: _add_node(response, node, told, region)
+    )
+    return response
+
+
+def fill(
+    response: pb.PathsResponse | pb.LadderResponse,
+    snapshot: Snapshot,
+    heard: Mapping[str, N],
+    edge: str,
+    add: Callable[[str, N], None],
+) -> None:
+    """Have `add` put each node of `edge` ("": of all) into `response.edges`, as far as there is
+    room, and say who was left out and who was not heard."""
     size = 0
-    for node, told in sorted(heard.items()):
+    for node, told in sorted(heard.items(), key=itemgetter(0)):
         if edge and told.edge != edge:
             continue
         if size > _BYTES_MAX:
             response.omitted += 1
             continue
-        _add_node(response, node, told, region)
+        add(node, told)
         size += response.edges[-1].ByteSize()
     there = {told.edge for told in heard.values()}
     response.unheard.extend(
         name for name in sorted(snapshot.edges) if name not in there and edge in ("", name)
     )
-    return response
 
 
 def _add_node(response: pb.PathsResponse, node: str, told: NodePaths, region: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from lab.cli import WIDTH_IN_A_LOG, EngineName, OutputForm, require_writable
 from lab.storm import stage
 from lab.storm.event import Event, Population
 from lab.storm.report import Report, met
@@ -26,7 +27,6 @@ app = typer.Typer(
     help="The storm: normal load, then 15 times as much, with clients that send again.",
     invoke_without_command=True,
 )
-WIDTH_IN_A_LOG = 150
 EXAMPLES = """
 [bold]Examples[/bold]
 
@@ -46,20 +46,6 @@ EXAMPLES = """
 
   tradewind storm --sweep                     goodput from 0.5 to 15 times the normal load
 """
-
-
-class EngineName(StrEnum):
-    """Which engine the cores run."""
-
-    sim = "sim"
-    torch = "torch"
-
-
-class OutputForm(StrEnum):
-    """How to print."""
-
-    table = "table"
-    json = "json"
 
 
 @app.callback(epilog=EXAMPLES)
@@ -118,7 +104,7 @@ def storm(
         kill=_killed(kill),
         sweep=sweep,
     )
-    _require_writable(report)
+    require_writable(report)
     out = Console(
         width=None if sys.stdout.isatty() else WIDTH_IN_A_LOG,
         stderr=output is OutputForm.json,
@@ -150,12 +136,20 @@ def _checked_url(via: str) -> str:
         return via
     try:
         url = urlsplit(via)
-        good = url.scheme == "http" and bool(url.hostname) and url.port != 0
+        good = url.scheme == "http" and _is_here(url.hostname) and url.port != 0
     except ValueError:  # no port
         good = False
     if not good:
-        raise typer.BadParameter("an URL such as http://127.0.0.1:9000", param_hint="--via")
+        raise typer.BadParameter(
+            "an URL of this machine (127.0.0.0/8), such as http://127.0.0.1:9000",
+            param_hint="--via",
+        )
     return via
+
+
+def _is_here(host: str | None) -> bool:
+    """Whether it is this machine: nobody else is sent a storm. Raises `ValueError` for a name."""
+    return host == "localhost" or (bool(host) and ip_address(host or "").is_loopback)
 
 
 def _peers(names: str) -> tuple[str, ...]:
@@ -185,18 +179,6 @@ def _killed(kill: str) -> str:
     raise typer.BadParameter(
         f"etcd, or region= and one of {', '.join(sorted(regions))}", param_hint="--kill"
     )
-
-
-def _require_writable(report: Path | None) -> None:
-    """Say before the run, not after it, that its report will have no place."""
-    if report is None:
-        return
-    try:
-        report.open("ab").close()
-    except OSError as error:
-        raise typer.BadParameter(
-            f"cannot write {report}: {error.strerror}", param_hint="--report"
-        ) from error
 
 
 def _run(console: Console, wanted: Wanted) -> Report:

@@ -16,6 +16,8 @@ from lab.storm import cli
         (["--via", "127.0.0.1:9000"], "--via"),
         (["--via", "https://127.0.0.1:9000"], "--via"),
         (["--via", "http://"], "--via"),
+        (["--via", "http://10.0.0.1:80"], "--via"),
+        (["--via", "http://proxy.example:80"], "--via"),
         (["--via", "http://:9000"], "--via"),
         (["--via", "http://127.0.0.1:99999"], "--via"),
         (["--via", "http://127.0.0.1:x"], "--via"),
