@@ -1,5 +1,8 @@
-"""Programs that tests drive, from Debian's packages: fetched with apt-get into private folders, with
-nothing installed and no setting of the machine changed; and run so that none outlives the tests."""
+"""Programs that tests drive, from Debian's packages.
+
+They are fetched with apt-get into private folders, with nothing installed and no setting of the
+machine changed, and run so that none outlives the tests.
+"""
 
 from __future__ import annotations
 
